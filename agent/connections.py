@@ -1,0 +1,78 @@
+"""One connection as everybody sees it: worker, supervisor, access log, metrics and `culvert connections`."""
+
+import enum
+from typing import Literal
+
+import msgspec
+
+
+class Direction(enum.Enum):
+    """Which end of the connection this record speaks for."""
+
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+
+
+class Security(enum.Enum):
+    """How the bytes travel beyond this process: in a tunnel, in clear, or not at all (both ends on this node)."""
+
+    MTLS = "mtls"
+    PLAINTEXT = "plaintext"
+    LOCAL = "local"
+
+
+class Verdict(enum.Enum):
+    """allowed: it was carried. refused: policy or routing said no. failed: it was allowed, but could not be carried."""
+
+    ALLOWED = "allowed"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class Party(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One end: `workload` as namespace/name, `identity` as a SPIFFE URI, `address` as IP:port; empty when unknown."""
+
+    workload: str = ""
+    identity: str = ""
+    address: str = ""
+
+
+class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A live or closed connection.
+
+    `id` is unique on the node. `sent` counts bytes from source to destination, `received` the other way. `opened` is
+    unix time and `duration` seconds (so far, while live). `reason` is empty for a connection that simply worked.
+    `source_kept` says that the application sees the caller's own address. `tunnel` is the id of the tunnel, if any.
+    `peer_id` is the id that the other node's record has, where it told us.
+    """
+
+    id: str
+    direction: Direction
+    source: Party
+    destination: Party
+    security: Security
+    opened: float
+    verdict: Verdict
+    reason: str = ""
+    duration: float = 0.0
+    sent: int = 0
+    received: int = 0
+    source_kept: bool = True
+    tunnel: str = ""
+    state: Literal["opening", "open", "closed"] = "open"
+
+
+class Tunnel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One mTLS connection between two agents. `streams` are those open now, `carried` all since it opened."""
+
+    id: str
+    direction: Direction
+    local_identity: str
+    peer_identity: str
+    peer_address: str
+    opened: float
+    streams: int = 0
+    carried: int = 0
+    sent: int = 0
+    received: int = 0
+    state: Literal["dialling", "open", "draining"] = "open"

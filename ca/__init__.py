@@ -1,0 +1,11 @@
+"""The centre, and the trust it hands out.
+
+identity    who somebody is: a SPIFFE URI of one of four classes
+resources   what people write: Workload, Node, Mesh
+contract    what a node and the centre say to each other
+x509, tls   certificates, and TLS as a machine on memory buffers
+channel     that machine on a socket; http: h11 on a channel
+authority   who may hold which certificate
+registry    desired state and its revisions; store: where they rest
+server      the centre's API
+"""

@@ -1,0 +1,230 @@
+"""What a node (or an operator) and the centre say to each other: values only.
+
+Calls are HTTP/1.1 over mTLS with JSON bodies:
+
+    POST /v1/join      JoinRequest -> JoinResponse        no client certificate; the token is the proof, used once
+    POST /v1/renew     SignRequest -> SignResponse        a node, for its own certificate
+    POST /v1/sign      SignRequest -> SignResponse        a node, for a workload it hosts
+    POST /v1/tokens    TokenRequest -> TokenResponse      an operator
+    POST /v1/apply     ApplyRequest -> ApplyResponse      an operator; all of it or nothing
+    POST /v1/delete    DeleteRequest -> ApplyResponse     an operator
+    POST /v1/label     LabelRequest -> ApplyResponse      an operator
+    GET  /v1/resources?kind=&namespace=&name=  -> Listing an operator
+    GET  /v1/status    -> Status                          an operator: every node and its active revision
+    GET  /v1/session   Upgrade: culvert -> 101            a node; from there on frames both ways
+
+A refusal is Problem with a 4xx status. A frame is four bytes of length (big-endian) and that much JSON: one of
+FromCentre or FromNode. List + watch: the node says which revision it has (Hello); the centre sends what came since,
+or, when it no longer knows, everything with `reset`. The mesh-wide Delta is the same bytes for every node;
+Private is one node's own.
+
+Compatibility: a field that a side does not know is ignored, a missing one has its default, an unknown kind or frame is
+skipped. `MINOR` counts additions; MAJOR changes only for what an old side would misread, and is refused with both
+versions in the message.
+"""
+
+import msgspec
+
+from ca.resources.workload import Match
+
+MAJOR, MINOR = 1, 0
+VERSION = f"{MAJOR}.{MINOR}"
+VERSION_HEADER = "culvert-version"
+"""HTTP header in which either side of a call states its contract version."""
+
+DEFAULT_PORT = 15012
+MAX_BODY = 16 * 2**20
+"""Bytes of one HTTP body or frame. A mesh of 100,000 workloads is sent in pieces well below it."""
+
+
+class ContractError(Exception):
+    """The other side speaks a version, or said a thing, that this side cannot act on."""
+
+
+def check_version(text: str) -> None:
+    """Raise ContractError unless `text`, a VERSION of the other side, can be worked with."""
+    major, _, minor = text.partition(".")
+    if not (major.isdigit() and minor.isdigit()) or int(major) != MAJOR:
+        raise ContractError(f"contract version {text!r} does not fit ours, {VERSION}: upgrade the older side")
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why a call was refused: what it was about, the cause, and what to do next."""
+
+    message: str
+    kind: str = "refused"
+
+
+class JoinRequest(msgspec.Struct, frozen=True):
+    """`csr` is PEM for the node's key, which never leaves it; `address` is where other agents can dial the node."""
+
+    token: str
+    csr: str
+    address: str
+    tunnel_port: int = 15008
+
+
+class JoinResponse(msgspec.Struct, frozen=True):
+    """PEM: the node's chain (leaf first) and the roots of the mesh."""
+
+    node: str
+    trust_domain: str
+    chain: str
+    roots: str
+
+
+class SignRequest(msgspec.Struct, frozen=True):
+    """`csr` is PEM with the wanted identity as its only URI SAN."""
+
+    csr: str
+
+
+class SignResponse(msgspec.Struct, frozen=True):
+    """PEM: leaf first, then the issuer; and the roots now in force."""
+
+    chain: str
+    roots: str
+
+
+class TokenRequest(msgspec.Struct, frozen=True):
+    """`ttl` in seconds."""
+
+    node: str
+    ttl: float = 600.0
+
+
+class TokenResponse(msgspec.Struct, frozen=True):
+    token: str
+    expires: float
+
+
+class ApplyRequest(msgspec.Struct, frozen=True):
+    """`resources` are encoded objects; with `dry_run` everything is checked and nothing changed."""
+
+    resources: list[msgspec.Raw]
+    dry_run: bool = False
+
+
+class ResourceName(msgspec.Struct, frozen=True):
+    kind: str
+    name: str
+    namespace: str = ""
+
+
+class DeleteRequest(msgspec.Struct, frozen=True):
+    resources: list[ResourceName]
+
+
+class LabelRequest(msgspec.Struct, frozen=True):
+    """Set the labels with a value, remove those with None."""
+
+    resource: ResourceName
+    labels: dict[str, str | None]
+
+
+class ApplyResponse(msgspec.Struct, frozen=True):
+    """The revision that holds the change; `changed` lists the objects that were not already so, as `kind ns/name`."""
+
+    revision: int
+    changed: list[str] = []
+
+
+class Listing(msgspec.Struct, frozen=True):
+    revision: int
+    items: list[msgspec.Raw]
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """`active` is the revision the node acts on (0: none yet); `seen` is unix time of its last word."""
+
+    name: str
+    address: str = ""
+    connected: bool = False
+    active: int = 0
+    seen: float = 0.0
+    agent_version: str = ""
+    problems: list[str] = []
+
+
+class Status(msgspec.Struct, frozen=True):
+    revision: int
+    trust_domain: str
+    nodes: list[NodeStatus]
+    workloads: int = 0
+    time: float = 0.0
+
+
+class FromNode(msgspec.Struct, frozen=True, tag_field="frame"):
+    """Base of what a node says in a session."""
+
+
+class Hello(FromNode, frozen=True, tag="hello"):
+    """First frame. `revision` and `incarnation` are those of the node's last view (0 and "" if it has none)."""
+
+    version: str
+    agent_version: str
+    revision: int = 0
+    incarnation: str = ""
+
+
+class Report(FromNode, frozen=True, tag="report"):
+    """`active` is the revision that certificates, listeners and capture rules all follow now."""
+
+    active: int
+    problems: list[str] = []
+
+
+class Answer(FromNode, frozen=True, tag="answer"):
+    """To an Ask with the same `id`; `error` is empty when `body` holds the answer."""
+
+    id: int
+    body: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
+
+
+class FromCentre(msgspec.Struct, frozen=True, tag_field="frame"):
+    """Base of what the centre says in a session."""
+
+
+class Delta(FromCentre, frozen=True, tag="delta"):
+    """Objects put and deleted up to `revision`. With `reset` the view so far is void; with `more` another Delta follows
+    before the view is whole. Workloads come without `match`."""
+
+    revision: int
+    incarnation: str = ""
+    put: list[msgspec.Raw] = []
+    delete: list[ResourceName] = []
+    reset: bool = False
+    more: bool = False
+
+
+class LocalMatch(msgspec.Struct, frozen=True):
+    namespace: str
+    name: str
+    match: Match
+
+
+class Private(FromCentre, frozen=True, tag="private"):
+    """How this node recognises its own workloads: all of them, each time; true at `revision`, and sent before the
+    Delta of that revision."""
+
+    revision: int
+    matches: list[LocalMatch]
+
+
+class Roots(FromCentre, frozen=True, tag="roots"):
+    """The roots to trust from now on, PEM."""
+
+    pem: str
+
+
+class Ask(FromCentre, frozen=True, tag="ask"):
+    """A question to be answered with an Answer of the same `id`; topics are those of the agent's admin API."""
+
+    id: int
+    topic: str
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+NODE_FRAMES = Hello | Report | Answer
+CENTRE_FRAMES = Delta | Private | Roots | Ask

@@ -1,0 +1,9 @@
+"""What people write: the objects of the mesh, one description each for file, wire, memory and JSON Schema.
+
+metadata   names, labels, keys and selectors
+workload   Workload: something on a node that has an identity
+node       Node: a machine with an agent
+mesh       Mesh: what holds for all
+kinds      the union of them, and its codec
+documents  YAML files -> objects, with file, line and field for whatever is wrong
+"""

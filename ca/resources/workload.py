@@ -1,0 +1,107 @@
+"""Workload: a process group, container or address on a node that has an identity of its own."""
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from ca.identity import WorkloadIdentity, check_name
+from ca.resources.metadata import API_VERSION, Key, Metadata
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+NEVER_CAPTURED = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
+"""SSH and Culvert's own ports: a workload cannot claim them, and no rule ever redirects them."""
+
+_CGROUP = re.compile(r"/?[^/\0\n]+(/[^/\0\n]+)*")
+
+
+def canonical_address(text: str) -> str:
+    """The one spelling of an IP address; ValueError if it is none, or one no workload can have."""
+    address = ipaddress.ip_address(text)
+    if address.is_unspecified or address.is_multicast or address.is_loopback or address.is_link_local:
+        raise ValueError(f"address {text} is no address that another node can reach")
+    if str(address) != text:
+        raise ValueError(f"address {text!r} must be written {address}")
+    return text
+
+
+class Match(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the node recognises the workload's connections: exactly one of the fields is set.
+
+    `uid` is a numeric user; `cgroup` a cgroup v2 path below its mount point; `netns` the path of a network
+    namespace or the name of one below /run/netns; `address` a local address that nobody else uses.
+    """
+
+    uid: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 2)] | None = None
+    cgroup: str | None = None
+    netns: str | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [f for f in self.__struct_fields__ if getattr(self, f) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"match needs exactly one of uid, cgroup, netns, address; it has {', '.join(given) or 'none'}"
+            )
+        if self.cgroup is not None and (not _CGROUP.fullmatch(self.cgroup) or ".." in self.cgroup.split("/")):
+            raise ValueError(f"cgroup {self.cgroup!r} is no cgroup path, as in system.slice/web.service")
+        if self.netns is not None and (not self.netns or "\0" in self.netns or ".." in self.netns.split("/")):
+            raise ValueError(f"netns {self.netns!r} is neither a path nor a name below /run/netns")
+        if self.address is not None:
+            canonical_address(self.address)
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Where a workload runs, who it is and what it serves.
+
+    `address` may be left out: the workload then shares its node's. `ports` are the TCP ports it serves; only these are
+    captured on their way in. `match` is known to the workload's own node and the centre; elsewhere it is absent.
+    """
+
+    node: str
+    service_account: str
+    address: str = ""
+    ports: tuple[Port, ...] = ()
+    match: Match | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.node, "node")
+        check_name(self.service_account, "serviceAccount")
+        if self.address:
+            canonical_address(self.address)
+        for port in self.ports:
+            if port in NEVER_CAPTURED:
+                raise ValueError(
+                    f"port {port} is never captured (SSH and Culvert's own ports stay reachable): leave it out"
+                )
+        if len(set(self.ports)) != len(self.ports):
+            raise ValueError("ports has a port twice")
+        if self.match and self.match.address and self.address and self.match.address != self.address:
+            raise ValueError(f"match.address {self.match.address} is not the workload's address {self.address}")
+
+
+class Workload(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", tag_field="kind"):
+    """One enrolled or enrollable workload."""
+
+    metadata: Metadata
+    spec: WorkloadSpec
+    api_version: Literal["culvert/v1"] = API_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.metadata.namespace:
+            raise ValueError("metadata.namespace is missing: a workload belongs to a namespace")
+
+    @property
+    def key(self) -> Key:
+        return Key("Workload", self.metadata.namespace, self.metadata.name)
+
+    @property
+    def title(self) -> str:
+        """`namespace/name`, the form people read and type."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    def identity(self, trust_domain: str) -> WorkloadIdentity:
+        """The identity it proves in tunnels."""
+        return WorkloadIdentity(trust_domain, self.metadata.namespace, self.spec.service_account)
