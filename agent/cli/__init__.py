@@ -1,0 +1,53 @@
+"""The command `culvert`; the only place that may see everything.
+
+Each command lives in a file of its own and is imported when it is used, so that `culvert agent run` does not pay for
+what the others need.
+"""
+
+import importlib
+
+import click
+
+_COMMANDS = {
+    "agent": "agent.cli.agent:agent",
+    "apply": "agent.cli.resources:apply",
+    "capture": "agent.cli.capture:capture",
+    "central": "agent.cli.central:central",
+    "certificates": "agent.cli.node:certificates",
+    "config": "agent.cli.config:config",
+    "connections": "agent.cli.node:connections",
+    "delete": "agent.cli.resources:delete",
+    "demo": "agent.cli.demo:demo",
+    "get": "agent.cli.resources:get",
+    "label": "agent.cli.resources:label",
+    "status": "agent.cli.node:status",
+    "tunnels": "agent.cli.node:tunnels",
+    "workloads": "agent.cli.node:workloads",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(package_name="culvert")
+def main() -> None:
+    """Culvert: mTLS between the workloads of ordinary machines.
+
+    \b
+    culvert central init --trust-domain shop.example   start a mesh
+    culvert agent join TOKEN                           add this machine
+    culvert label workload shop/web mesh=on            enrol a workload
+    culvert connections                                who talks to whom
+    culvert demo                                       see it work, here
+    """
