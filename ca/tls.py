@@ -1,0 +1,176 @@
+"""TLS 1.3 as a machine on memory buffers, and the contexts it runs with. No sockets here.
+
+The caller moves ciphertext: `feed` what arrived, send what `take` returns. Memory BIOs rather than a socket BIO,
+because one read from the socket can then carry many records, and one write too (a third less CPU for a gigabyte).
+
+Who the peer is gets read from its certificate after the handshake (x509.identity_of); OpenSSL has by then checked
+the chain, the dates and the purpose, and that the peer holds the key. No session tickets are issued: a tunnel is
+long-lived, and a resumed session would skip the certificate.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL, crypto
+
+CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
+
+TAKE = 2**18 + 2**15
+"""Bytes asked of OpenSSL's output at once: a batch of 256 KiB of plaintext with its record overhead."""
+
+ServerNames = Callable[[str | None, object], SSL.Context | None]
+"""(server name asked for or None, the Machine's tag) -> the context to answer with; None refuses the handshake."""
+
+
+class TlsError(Exception):
+    """The TLS connection failed; the message says why in OpenSSL's words."""
+
+
+class TlsClosed(TlsError):
+    """The peer ended the TLS connection properly."""
+
+
+def context(
+    roots: Iterable[x509.Certificate],
+    credentials: tuple[bytes, bytes] | None = None,
+    *,
+    server: bool,
+    peer_certificate: bool = True,
+    alpn: bytes | None = None,
+) -> SSL.Context:
+    """A TLS 1.3 context.
+
+    `roots` are the only ones trusted. `credentials` are PEM (chain with the leaf first, key). A server demands a client
+    certificate unless `peer_certificate` is false: then it still checks one that is offered. `alpn` is the one protocol
+    spoken; a peer that does not speak it is refused.
+    """
+    ctx = SSL.Context(SSL.TLS_SERVER_METHOD if server else SSL.TLS_CLIENT_METHOD)
+    ctx.set_min_proto_version(SSL.TLS1_3_VERSION)
+    ctx.set_tls13_ciphersuites(CIPHERS)
+    ctx.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
+    ctx.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    ctx.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    store = ctx.get_cert_store()
+    if store is None:
+        raise TlsError("OpenSSL gave a context without a certificate store")
+    for root in roots:
+        store.add_cert(crypto.X509.from_cryptography(root))
+    if credentials:
+        chain, key = credentials
+        leaf, *issuers = x509.load_pem_x509_certificates(chain)
+        ctx.use_certificate(leaf)
+        for issuer in issuers:
+            ctx.add_extra_chain_cert(issuer)
+        private = serialization.load_pem_private_key(key, password=None)
+        if not isinstance(private, ec.EllipticCurvePrivateKey):
+            raise TlsError(f"the key of the certificate is no elliptic-curve key but {type(private).__name__}")
+        ctx.use_privatekey(private)
+    verify = SSL.VERIFY_PEER
+    if server and peer_certificate:
+        verify |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+    ctx.set_verify(verify)
+    if alpn and server:
+        ctx.set_alpn_select_callback(
+            lambda _conn, offered: alpn if alpn in offered else b""  # "": a fatal no_application_protocol alert
+        )
+    elif alpn:
+        ctx.set_alpn_protos([alpn])
+    return ctx
+
+
+def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
+    """Let `names` choose the context that answers each handshake made with `ctx`."""
+    # Without any certificate OpenSSL refuses the handshake by itself, which pyOpenSSL's callback cannot ask for.
+    nobody = SSL.Context(SSL.TLS_SERVER_METHOD)
+
+    def choose(connection: SSL.Connection) -> None:
+        asked = connection.get_servername()
+        chosen = names(asked.decode("ascii", "replace") if asked else None, connection.get_app_data())
+        connection.set_context(chosen or nobody)
+
+    ctx.set_tlsext_servername_callback(choose)
+
+
+class Machine:
+    """One TLS connection. `tag` is handed to the ServerNames callback.
+
+    The handshake: `feed` and `take` around `handshake()` until that returns True. Afterwards `write` and `read_into`.
+    A dead machine stays dead: every call raises the TlsError again.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, ctx: SSL.Context, *, server: bool, server_name: str | None = None, tag: object = None) -> None:
+        self._connection = SSL.Connection(ctx)
+        if tag is not None:
+            self._connection.set_app_data(tag)
+        if server:
+            self._connection.set_accept_state()
+        else:
+            self._connection.set_connect_state()
+            if server_name is not None:
+                self._connection.set_tlsext_host_name(server_name.encode("ascii"))
+
+    def feed(self, ciphertext: bytes | bytearray | memoryview) -> None:
+        """Give it what arrived from the peer."""
+        self._connection.bio_write(ciphertext)
+
+    def take(self) -> bytes:
+        """What is to be sent to the peer now, at most TAKE bytes; empty when there is nothing."""
+        try:
+            return self._connection.bio_read(TAKE)
+        except SSL.WantReadError:
+            return b""
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; True when it is done, False when the peer must speak first."""
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.Error as error:
+            raise _translated(error) from error
+        return True
+
+    def write(self, plaintext: bytes | bytearray | memoryview) -> None:
+        """Encrypt all of it; `take` has the records."""
+        try:
+            self._connection.sendall(plaintext)
+        except SSL.Error as error:
+            raise _translated(error) from error
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Decrypt at most one record into `buffer` (16 KiB take any); 0 when the peer must send more first."""
+        try:
+            return self._connection.recv_into(buffer)
+        except SSL.WantReadError:
+            return 0
+        except SSL.Error as error:
+            raise _translated(error) from error
+
+    def close(self) -> None:
+        """Say goodbye: `take` has the close_notify. Never raises."""
+        with contextlib.suppress(SSL.Error):
+            self._connection.shutdown()
+
+    @property
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The certificate the peer proved, after the handshake."""
+        return self._connection.get_peer_certificate(as_cryptography=True)
+
+    @property
+    def alpn(self) -> bytes:
+        """The protocol agreed on; empty if none was."""
+        return self._connection.get_alpn_proto_negotiated()
+
+
+def _translated(error: SSL.Error) -> TlsError:
+    if isinstance(error, SSL.ZeroReturnError):
+        return TlsClosed("the peer closed the TLS connection")
+    if isinstance(error, SSL.SysCallError):
+        return TlsError("the peer ended the connection in the middle of TLS")
+    reasons = [str(entry[-1]) for entry in (error.args[0] if error.args and isinstance(error.args[0], list) else [])]
+    return TlsError("; ".join(r for r in reasons if r) or "TLS failed without a reason")

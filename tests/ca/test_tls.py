@@ -1,0 +1,123 @@
+"""The TLS machine, both ends in memory."""
+
+import datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
+
+from ca.tls import Machine, TlsClosed, TlsError, by_server_name, context
+
+NOW = datetime.datetime.now(datetime.UTC)
+Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def make(name: str, signer: Pair | None = None) -> Pair:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signer[0].subject if signer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - datetime.timedelta(hours=1))
+        .not_valid_after(NOW + datetime.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+    )
+    return builder.sign(signer[1] if signer else key, hashes.SHA256()), key
+
+
+def pem(pair: Pair) -> tuple[bytes, bytes]:
+    certificate, key = pair
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )
+
+
+ROOT, OTHER_ROOT = make("root"), make("other root")
+SERVER, CLIENT, STRANGER = make("server", ROOT), make("client", ROOT), make("stranger", OTHER_ROOT)
+
+
+def shake(client: Machine, server: Machine, step: int = 2**18) -> None:
+    """Carry the handshake, `step` bytes at a time, until both sides are done."""
+    done = [False, False]
+    for _ in range(20):
+        for i, (me, other) in enumerate(((client, server), (server, client))):
+            done[i] = me.handshake()
+            data = me.take()
+            for at in range(0, len(data), step):
+                other.feed(data[at : at + step])
+                if step < 2**18:
+                    done[1 - i] = other.handshake()
+        if all(done):
+            return
+    raise AssertionError("no end of the handshake")
+
+
+def ends(*, client: Pair | None = CLIENT, client_roots: Pair = ROOT) -> tuple[Machine, Machine]:
+    there = context([ROOT[0]], pem(SERVER), server=True, alpn=b"h2")
+    here = context([client_roots[0]], pem(client) if client else None, server=False, alpn=b"h2")
+    return Machine(here, server=False), Machine(there, server=True)
+
+
+@pytest.mark.parametrize("step", [1, 7, 2**18])
+def test_both_ends_know_each_other_and_carry_bytes(step: int) -> None:
+    client, server = ends()
+    shake(client, server, step)
+    assert client.peer_certificate == SERVER[0]
+    assert server.peer_certificate == CLIENT[0]
+    assert client.alpn == server.alpn == b"h2"
+    sent = bytes(range(256)) * 1000
+    client.write(sent)
+    got, buffer = bytearray(), memoryview(bytearray(2**14))
+    while data := client.take():
+        server.feed(data)
+    while n := server.read_into(buffer):
+        got += buffer[:n]
+    assert got == sent
+    client.close()
+    server.feed(client.take())
+    with pytest.raises(TlsClosed):
+        server.read_into(buffer)
+
+
+@pytest.mark.parametrize(
+    ("client", "roots"), [(STRANGER, ROOT), (None, ROOT), (CLIENT, OTHER_ROOT)], ids=["foreign", "nobody", "distrusts"]
+)
+def test_whoever_cannot_prove_itself_is_refused(client: Pair | None, roots: Pair) -> None:
+    here, there = ends(client=client, client_roots=roots)
+    with pytest.raises(TlsError):
+        shake(here, there)
+
+
+def test_garbage_is_an_error_with_a_reason() -> None:
+    _, server = ends()
+    server.feed(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(TlsError, match=r"\w"):
+        server.handshake()
+
+
+def test_the_server_name_chooses_the_certificate_and_an_unknown_one_is_refused() -> None:
+    contexts = {n: context([ROOT[0]], pem(make(n, ROOT)), server=True) for n in ("a.id", "b.id")}
+    asked: list[tuple[str | None, object]] = []
+
+    def names(name: str | None, tag: object) -> SSL.Context | None:
+        asked.append((name, tag))
+        return contexts.get(name or "a.id")
+
+    front = context([ROOT[0]], server=True)
+    by_server_name(front, names)
+    here = context([ROOT[0]], pem(CLIENT), server=False)
+    for name, expected in (("b.id", "b.id"), (None, "a.id")):
+        client = Machine(here, server=False, server_name=name)
+        shake(client, Machine(front, server=True, tag="10.0.0.1"))
+        certificate = client.peer_certificate
+        assert certificate is not None
+        assert certificate.subject.rfc4514_string() == f"CN={expected}"
+    assert asked == [("b.id", "10.0.0.1"), (None, "10.0.0.1")]
+    with pytest.raises(TlsError):
+        shake(Machine(here, server=False, server_name="c.id"), Machine(front, server=True))
