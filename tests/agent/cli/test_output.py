@@ -1,0 +1,63 @@
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from agent.cli import output
+
+
+@click.command()
+@output.output_option("table", "yaml", "json")
+@click.option("--rows", type=int, default=1)
+def things(output: str, rows: int) -> None:
+    from agent.cli.output import show
+
+    data = [{"name": f"n{i}", "uri": "spiffe://shop.example/ns/shop/sa/web[1]"} for i in range(rows)]
+    show(output, data, ["name", "uri"], [(d["name"], d["uri"]) for d in data], empty="no things")
+
+
+@pytest.fixture(autouse=True)
+def _piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def test_a_table_keeps_brackets_and_trailing_space_out() -> None:
+    result = CliRunner().invoke(things)
+    assert result.stdout == "NAME  URI\nn0    spiffe://shop.example/ns/shop/sa/web[1]\n"
+
+
+def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
+    result = CliRunner().invoke(things, env={"COLUMNS": "30"})
+    assert max(map(len, result.stdout.splitlines())) <= 30
+    assert "".join(result.stdout.split()[2:]).replace("n0", "") == "spiffe://shop.example/ns/shop/sa/web[1]"
+
+
+def test_for_programs() -> None:
+    assert json.loads(CliRunner().invoke(things, ["-o", "json"]).stdout)[0]["name"] == "n0"
+    assert CliRunner().invoke(things, ["-o", "yaml"]).stdout.startswith("- name: n0\n")
+
+
+def test_nothing_to_show_is_said_on_stderr() -> None:
+    result = CliRunner().invoke(things, ["--rows", "0"])
+    assert (result.stdout, result.stderr) == ("", "no things\n")
+
+
+def test_refused_has_exit_code_1() -> None:
+    @click.command()
+    def refuse() -> None:
+        raise output.Refused("node web-9: there is none; see culvert get nodes")
+
+    result = CliRunner().invoke(refuse)
+    assert result.exit_code == 1
+    assert result.stderr == "culvert: node web-9: there is none; see culvert get nodes\n"
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1434, "1.4K"), (24 * 2**20, "24M")])
+def test_sizes(count: int, shown: str) -> None:
+    assert output.size(count) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(-1, "0s"), (5, "5s"), (119, "119s"), (120, "2m"), (7200, "2h")])
+def test_lengths_of_time(seconds: float, shown: str) -> None:
+    assert output.ago(seconds) == shown
