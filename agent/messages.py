@@ -43,10 +43,11 @@ class Configure(ToWorker, frozen=True, tag="configure"):
 
 
 class View(ToWorker, frozen=True, tag="view"):
-    """A change of the mesh view, as in contract.Delta; `reset` empties it first."""
+    """A change of the mesh view, as in contract.Delta; `reset` empties it first. `put` holds each object as JSON, the
+    way the centre sent it."""
 
     revision: int
-    put: list[msgspec.Raw] = []
+    put: list[bytes] = []
     delete: list[ResourceName] = []
     reset: bool = False
 

@@ -38,7 +38,7 @@ def decode(data: bytes | msgspec.Raw) -> Resource:
     return _decoder.decode(data)
 
 
-def decode_known(raws: Iterable[msgspec.Raw]) -> Iterator[Resource]:
+def decode_known(raws: Iterable[msgspec.Raw | bytes]) -> Iterator[Resource]:
     """The objects whose kind this version knows; a newer centre may send others."""
     for raw in raws:
         if _peek.decode(raw).kind in KINDS:
