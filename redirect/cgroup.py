@@ -1,0 +1,40 @@
+"""Where a cgroup v2 path is, as the kernel's rules want it: (level, id).
+
+A rule pins the id, and a unit that restarts gets a new one: callers look again and rewrite the table. Mixed layouts
+mount version 2 in a folder beside the controllers of version 1, so the mount is looked up, not assumed.
+"""
+
+import os
+import re
+from pathlib import PurePosixPath
+
+MOUNTS = "/proc/self/mountinfo"
+
+
+def mount_point(mounts: str = MOUNTS) -> str | None:
+    """Where cgroup v2 is mounted; None when it is not. `mounts` is in the form of /proc/self/mountinfo."""
+    with open(mounts, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            if after.startswith("cgroup2 "):
+                return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
+    return None
+
+
+def locate(path: str, mounts: str = MOUNTS) -> tuple[int, int] | None:
+    """(level, id) of the cgroup at `path`; None when there is no such cgroup now.
+
+    `path` counts from the mount, as in /proc/PID/cgroup ("/system.slice/web.service"); one that starts with the mount
+    point itself is understood too. The level is 1 for a child of the root; the root holds everybody and is refused with
+    a ValueError, and so is a path with "..".
+    """
+    root = mount_point(mounts)
+    if root is None:
+        return None
+    inside = PurePosixPath(path.removeprefix(root + "/") if path.startswith(root + "/") else path.lstrip("/"))
+    if not inside.parts or ".." in inside.parts:
+        raise ValueError(f"{path!r} does not name a cgroup below the root, such as /system.slice/web.service")
+    try:
+        return len(inside.parts), os.stat(os.path.join(root, *inside.parts)).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -1,0 +1,131 @@
+"""Sockets of the data path: where a captured connection meant to go, and sockets that carry our marks.
+
+Workers import this file, so it knows the standard library only. Every socket is non-blocking, close-on-exec and owned
+by the caller, who closes it. A failed system call is an OSError whose text says what was asked and what is missing.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ORIGINAL_DST = 80
+"""SO_ORIGINAL_DST of linux/netfilter_ipv4.h and IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h."""
+SO_MARK = 36
+IP_TRANSPARENT = 19
+IPV6_TRANSPARENT = 75
+IP_BIND_ADDRESS_NO_PORT = 24
+
+
+class NotRedirected(Exception):  # noqa: N818 - the normal answer to a direct dial, no fault of ours
+    """A connection that no redirect rule sent here: somebody dialled our port. Close it, it has no destination."""
+
+
+def original_destination(sock: socket.socket) -> tuple[str, int]:
+    """(address, port) that the captured connection was made to. Raises NotRedirected."""
+    own: tuple[str, int] = sock.getsockname()[:2]
+    try:
+        if sock.family == socket.AF_INET6:
+            raw = sock.getsockopt(socket.IPPROTO_IPV6, ORIGINAL_DST, 28)
+            port, address = struct.unpack_from("!2xH4x16s", raw)
+            destination = socket.inet_ntop(socket.AF_INET6, address), port
+        else:
+            raw = sock.getsockopt(socket.IPPROTO_IP, ORIGINAL_DST, 16)
+            port, address = struct.unpack_from("!2xH4s", raw)
+            destination = socket.inet_ntop(socket.AF_INET, address), port
+    except OSError as error:
+        # ENOENT: no tracked connection. ENOPROTOOPT: this namespace tracks none, so nothing can have been redirected.
+        if error.errno not in (errno.ENOENT, errno.ENOPROTOOPT):
+            raise
+        raise NotRedirected(f"{own[0]} port {own[1]} was dialled directly: the kernel has no destination") from error
+    if destination == own:
+        raise NotRedirected(f"{own[0]} port {own[1]} was dialled directly: it is the destination itself")
+    return destination
+
+
+def listener(
+    family: socket.AddressFamily,
+    address: str,
+    port: int,
+    mark: int = 0,
+    backlog: int = 4096,
+    transparent: bool = False,
+) -> socket.socket:
+    """A listening socket. `mark` other than 0 is put on it: the guard chain lets captured connections reach no other.
+
+    Accepted sockets inherit the mark, so that answers pass as the agent's own. IPv6 listeners take IPv6 only.
+    """
+    with _opened(family, f"cannot listen on {address} port {port}") as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if mark:
+            _put_mark(sock, mark)
+        if transparent:
+            _make_transparent(sock)
+        sock.bind((address, port))
+        sock.listen(backlog)
+    return sock
+
+
+def dial_socket(family: socket.AddressFamily, mark: int) -> socket.socket:
+    """An unconnected socket whose packets the rules know as the agent's own."""
+    with _opened(family, "cannot make a marked socket") as sock:
+        _put_mark(sock, mark)
+    return sock
+
+
+def spoof_socket(family: socket.AddressFamily, spoof_mark: int, source_address: str = "") -> socket.socket:
+    """An unconnected socket that dials from a foreign `source_address`; left empty, `spoof_source` sets it later."""
+    with _opened(family, f"cannot make a socket that dials from {source_address or 'foreign addresses'}") as sock:
+        _put_mark(sock, spoof_mark)
+        _make_transparent(sock)
+        # Without it bind would take a port for all destinations alike: some 28,000 connections for each source.
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        if source_address:
+            spoof_source(sock, source_address)
+    return sock
+
+
+def spoof_source(sock: socket.socket, source_address: str) -> None:
+    """Bind a socket from `spoof_socket` to its source; needs no privilege. The port is chosen when it connects."""
+    sock.bind((source_address, 0))
+
+
+def _put_mark(sock: socket.socket, mark: int) -> None:
+    # As bytes: marks are unsigned, and setsockopt takes signed integers.
+    sock.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("=I", mark))
+
+
+def _make_transparent(sock: socket.socket) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+
+_HINTS = {
+    errno.EPERM: "marks and foreign addresses need CAP_NET_ADMIN",
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "another process has it; `ss -ltnp` shows which",
+    errno.EADDRNOTAVAIL: "this network namespace has no such address",
+    errno.EAFNOSUPPORT: "the kernel has this address family switched off",
+}
+
+
+@contextmanager
+def _opened(family: socket.AddressFamily, failure: str) -> Iterator[socket.socket]:
+    """A new socket, closed again when the body fails; the error then says what could not be done."""
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            yield sock
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        code = error.errno or 0
+        hint = f" ({_HINTS[code]})" if code in _HINTS else ""
+        raise OSError(code, f"{failure}: {os.strerror(code)}{hint}") from error

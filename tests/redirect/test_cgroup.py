@@ -1,0 +1,63 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from redirect.cgroup import locate, mount_point
+
+HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+41 31 0:38 / {root} rw,relatime shared:4 - cgroup2 cgroup2 rw
+"""
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> str:
+    """A hybrid layout whose cgroup2 mount has a blank in its name."""
+    root = tmp_path / "uni fied"
+    (root / "system.slice" / "web.service").mkdir(parents=True)
+    file = tmp_path / "mountinfo"
+    file.write_text(HYBRID.format(root=str(root).replace(" ", r"\040")))
+    return str(file)
+
+
+def test_mount_is_found_and_unescaped(mounts: str) -> None:
+    assert str(mount_point(mounts)).endswith("/uni fied")
+
+
+@pytest.mark.parametrize(
+    "path", ["/system.slice/web.service", "system.slice/web.service", "{root}/system.slice/web.service"]
+)
+def test_level_and_id(mounts: str, path: str) -> None:
+    root = mount_point(mounts)
+    inode = os.stat(f"{root}/system.slice/web.service").st_ino
+    assert locate(path.format(root=root), mounts) == (2, inode)
+
+
+def test_absent_is_none(mounts: str, tmp_path: Path) -> None:
+    assert locate("/system.slice/other.service", mounts) is None
+    (tmp_path / "no-cgroup2").write_text(HYBRID.splitlines()[0] + "\n")
+    assert locate("/system.slice", str(tmp_path / "no-cgroup2")) is None
+
+
+@pytest.mark.parametrize("path", ["", "/", "/system.slice/../.."])
+def test_the_root_and_dots_are_refused(mounts: str, path: str) -> None:
+    with pytest.raises(ValueError, match="does not name a cgroup"):
+        locate(path, mounts)
+
+
+def test_a_cgroup_made_again_has_another_id() -> None:
+    root = mount_point()
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip(f"os.mkdir below {root}: cgroup v2 is not mounted or not ours to write")
+    name = f"cv-redir-{os.getpid()}"
+    ids = []
+    for _ in range(2):
+        os.mkdir(f"{root}/{name}")
+        try:
+            ids.append(locate(f"/{name}"))
+        finally:
+            os.rmdir(f"{root}/{name}")
+    assert ids[0] != ids[1]
+    assert [found and found[0] for found in ids] == [1, 1]
+    assert locate(f"/{name}") is None
