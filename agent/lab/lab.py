@@ -1,0 +1,91 @@
+"""Owns everything a lab puts on this machine: namespaces, cgroups, processes, files.
+
+`async with open_lab() as lab` ends with nothing left, also after an exception, a cancellation or Ctrl-C. What a killed
+run left behind (SIGKILL leaves us no last word) is removed by the next one: see `orphans`.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from agent.lab import orphans, world
+from agent.lab.orphans import remove_orphans
+from agent.lab.place import Place, create_cgroup, remove_cgroup
+from agent.lab.process import Process
+from agent.lab.topology import Topology
+
+_count = 0
+
+
+@dataclass(slots=True)
+class Lab:
+    """A topology, a directory every uid can reach, and the processes started so far."""
+
+    directory: Path
+    topology: Topology
+    processes: list[Process] = field(default_factory=list)
+    cgroups: list[str] = field(default_factory=list)
+
+    def start(
+        self,
+        name: str,
+        place: Place,
+        argv: Sequence[str | os.PathLike[str]],
+        env: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start a program; it ends with the lab at the latest. Its output is `NAME.log` in the lab's directory."""
+        process = Process(name, place, argv, self.directory / f"{name}.log", env, cwd=self.directory)
+        self.processes.append(process)
+        return process
+
+    def cgroup(self, name: str) -> str:
+        """A cgroup v2 for programs of this lab; its path below the mount. OSError when we may make none."""
+        parent = self.directory.name
+        path = f"{parent}/{name}"
+        create_cgroup(path)
+        if parent not in self.cgroups:
+            self.cgroups.append(parent)
+        self.cgroups.append(path)
+        return path
+
+    async def close(self) -> None:
+        """End all processes at once, then remove the rest. Runs to its end when cancelled."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for process in reversed(self.processes):
+                    nursery.start_soon(process.end)
+            for cgroup in reversed(self.cgroups):
+                remove_cgroup(cgroup)
+            for namespace in reversed(self.topology.namespaces):
+                namespace.remove()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@asynccontextmanager
+async def open_lab() -> AsyncIterator[Lab]:
+    """An empty lab with its wire: in the world we are in, or, outside one, under names unique to this process."""
+    global _count
+    _count += 1
+    inside = world.owner()
+    if inside is None:
+        remove_orphans()
+    stem = f"{orphans.STEM}{inside or os.getpid()}-"
+    directory = _directory(stem, "/run" if inside else None)
+    lab = Lab(directory, Topology("" if inside else f"cv{os.getpid()}x{_count}-"))
+    try:
+        lab.topology.build()
+        yield lab
+    finally:
+        await lab.close()
+
+
+def _directory(stem: str, parent: str | None) -> Path:
+    directory = Path(tempfile.mkdtemp(prefix=stem, dir=parent))
+    directory.chmod(0o755)  # programs under other uids look in here
+    return directory

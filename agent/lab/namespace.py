@@ -1,0 +1,90 @@
+"""One network namespace by name, and running code or opening sockets inside it.
+
+A network namespace belongs to a thread, so each piece of work gets a thread of its own that enters, works and ends; the
+calling thread never moves. The namespace is kept alive by a bind mount under /run/netns, where an agent looks too.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+DIRECTORY = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A named network namespace; `create` makes it and `remove` ends it, both by whoever owns the lab."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return DIRECTORY / self.name
+
+    def create(self) -> None:
+        """Make it, with loopback still down. FileExistsError when the name is taken."""
+        DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.path.touch(exist_ok=False)
+        try:
+            subprocess.run(["unshare", f"--net={self.path}", "true"], check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            self.path.unlink()
+            raise OSError(f"cannot make network namespace {self.name}: {error.stderr.strip()}") from error
+
+    def remove(self) -> None:
+        """Take the name away; the namespace ends with the last process in it. Nothing happens when it is gone."""
+        _libc.umount2(os.fsencode(self.path), 2)  # MNT_DETACH; unlink reports what is still wrong
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def run(self, work: Callable[[], _T]) -> _T:
+        """Call `work` in a thread inside the namespace; blocks, so keep it short. Its exception is raised here."""
+        result: list[_T] = []
+        failure: list[BaseException] = []
+
+        def inside() -> None:
+            try:
+                _enter(self.path)
+                result.append(work())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=inside, name=f"in {self.name}")
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    def socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0, *, uid: int | None = None
+    ) -> socket.socket:
+        """A socket that belongs to the namespace and, for the kernel's rules, to `uid`. The caller closes it."""
+
+        def make() -> socket.socket:
+            if uid is not None:
+                _libc.setfsuid(uid)  # this thread's alone; the kernel stamps it on the sockets the thread makes
+            return socket.socket(family, kind, proto)
+
+        return self.run(make)
+
+
+def _enter(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {path}")
+    finally:
+        os.close(fd)

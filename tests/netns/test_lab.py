@@ -1,0 +1,136 @@
+"""The lab itself: what the other tests stand on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from agent.lab import programs
+from agent.lab.lab import Lab, open_lab
+from agent.lab.namespace import DIRECTORY
+from agent.lab.place import Place, cgroup_mount
+from agent.lab.process import ProcessError, eventually
+from agent.lab.sniffer import sniff
+
+WORD = "marker-of-this-run"
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    async with open_lab() as lab:
+        yield lab
+
+
+async def test_everybody_reaches_everybody_by_both_families(lab: Lab) -> None:
+    one, two = lab.topology.machine("one"), lab.topology.machine("two")
+    pods = [lab.topology.pod(one, "p"), lab.topology.pod(one, "q"), lab.topology.pod(two, "r")]
+    hosts = [one, two, *pods]
+    for there in hosts:
+        for address in (there.address, there.address6):
+            server = lab.start("greeter", Place(there.namespace), programs.greeter(address, 7000, WORD))
+            await server.listening(7000)
+            for here in hosts:
+                said = await programs.run(Place(here.namespace), programs.hear(address, 7000, "ho"))
+                assert f"{WORD} greets" in said.output.decode(), said.errors
+                assert said.output.endswith(b"ho")
+            await server.end()
+
+
+async def test_the_leak_counter_is_seen_counting(lab: Lab, tmp_path: Path) -> None:
+    one, two = lab.topology.machine("one"), lab.topology.machine("two")
+    body = WORD.encode() * 10_000
+    (lab.directory / "file").write_bytes(body)
+    web = lab.start("web", Place(two.namespace), programs.web_server(two.address, 8080, lab.directory))
+    await web.listening(8080)
+    async with sniff(lab.topology, one.port) as sniffer:
+        sniffer.restart(WORD.encode())
+        got = await programs.run(Place(one.namespace), programs.get(f"http://{two.address}:8080/file"))
+        sniffer.drain()
+        assert got.output == body
+        assert sniffer.leaks.clear == len(body)
+        assert sniffer.leaks.tunnelled == 0
+        assert sniffer.lost == 0
+
+
+async def test_a_program_runs_where_it_was_put(lab: Lab) -> None:
+    one = lab.topology.machine("one")
+    cgroup = lab.cgroup("web")
+    report = "import os; print(os.getuid(), os.readlink('/proc/self/ns/net'), open('/proc/self/cgroup').read())"
+    ran = await programs.run(Place(one.namespace, 64123, cgroup), [programs.SYSTEM_PYTHON, "-c", report])
+    uid, net, *groups = ran.output.decode().split()
+    assert uid == "64123"
+    assert net == f"net:[{one.namespace.path.stat().st_ino}]"
+    assert f"0::/{cgroup}" in groups
+
+
+async def test_a_socket_can_be_made_for_another_namespace_and_uid(lab: Lab) -> None:
+    one = lab.topology.machine("one")
+    with one.namespace.socket(uid=64123) as sock:
+        assert os.fstat(sock.fileno()).st_uid == 64123
+        sock.bind((one.address, 0))
+    with socket.socket() as outside, pytest.raises(OSError, match="assign"):
+        outside.bind((one.address, 0))
+
+
+async def test_the_end_of_a_program_is_told_with_its_last_words(lab: Lab) -> None:
+    one = lab.topology.machine("one")
+    program = lab.start("sad", Place(one.namespace), ["sh", "-c", "echo no luck; exit 3"])
+    with pytest.raises(ProcessError, match=r"status 3:\nno luck"):
+        await program.listening(1)
+
+
+async def test_nothing_is_left(lab: Lab) -> None:
+    async with open_lab() as inner:
+        one = inner.topology.machine("one")
+        cgroup = inner.cgroup("web")
+        program = inner.start(
+            "shell", Place(one.namespace, 64123, cgroup), ["sh", "-c", "sleep 600 & sleep 600 & wait"]
+        )
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+        assert await eventually(lambda: len(children.read_text().split()) == 2)
+        namespaces = [n.name for n in inner.topology.namespaces]
+        mount = cgroup_mount()
+    assert not program.running
+    assert mount is not None
+    assert not (mount / cgroup).exists()
+    assert not inner.directory.exists()
+    assert not {p.name for p in DIRECTORY.iterdir()} & set(namespaces)
+
+
+async def test_a_program_dies_with_a_killed_owner(lab: Lab) -> None:
+    script = """
+import sys, trio
+from agent.lab.lab import open_lab
+from agent.lab.place import Place
+async def main():
+    async with open_lab() as lab:
+        one = lab.topology.machine("one")
+        print(lab.start("sleeper", Place(one.namespace), ["sleep", "600"]).pid, lab.directory, flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+    root = Path(__file__).parents[2]
+    async with trio.open_nursery() as nursery:
+        run = partial(
+            trio.run_process,
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        owner = await nursery.start(run)
+        said = await owner.stdout.receive_some()
+        pid, directory = said.decode().split()
+        owner.send_signal(signal.SIGKILL)
+    assert await eventually(lambda: not Path("/proc", pid).exists())
+    assert Path(directory).exists()
+    async with open_lab():  # removes what the killed one left
+        assert not Path(directory).exists()
+        assert not [p for p in DIRECTORY.iterdir() if p.name.startswith(f"cv{owner.pid}x")]
