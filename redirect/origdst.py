@@ -19,7 +19,7 @@ IPV6_TRANSPARENT = 75
 IP_BIND_ADDRESS_NO_PORT = 24
 
 
-class NotRedirected(Exception):  # noqa: N818 - the normal answer to a direct dial, no fault of ours
+class NotRedirected(Exception):
     """A connection that no redirect rule sent here: somebody dialled our port. Close it, it has no destination."""
 
 
