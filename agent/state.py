@@ -27,6 +27,7 @@ from typing import TypeVar
 import immutables
 import msgspec
 
+from agent.enrolment import Ports
 from agent.leaf import Leaf, read_leaf
 from agent.snapshot import Snapshot
 from agent.view import MeshView, known_kinds
@@ -50,18 +51,6 @@ class Membership(msgspec.Struct, frozen=True):
     node: str
     trust_domain: str
     centre: str
-
-
-class Ports(msgspec.Struct, frozen=True):
-    """What the rules in the kernel refer to: they outlive us, so another workload must not get the port meanwhile.
-
-    `outbound` is the capture port of each captured workload of the host, `namespaces` the paths of the namespaces with
-    a table of ours; `last` the port given out last.
-    """
-
-    outbound: dict[str, int] = {}
-    namespaces: dict[str, str] = {}
-    last: int = 0
 
 
 class _SavedView(msgspec.Struct, frozen=True):

@@ -6,7 +6,8 @@ import immutables
 import pytest
 from cryptography import x509
 
-from agent.state import Membership, Ports, State, StateError
+from agent.enrolment import Ports
+from agent.state import Membership, State, StateError
 from ca.resources.workload import Match
 from tests.agent.certs import TestRoot
 from tests.agent.views import mesh, node, view, workload
