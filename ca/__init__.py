@@ -5,6 +5,7 @@ resources   what people write: Workload, Node, Mesh
 contract    what a node and the centre say to each other
 x509, tls   certificates, and TLS as a machine on memory buffers
 channel     that machine on a socket; http: h11 on a channel
+tokens      what invites a node
 authority   who may hold which certificate
 registry    desired state and its revisions; store: where they rest
 server      the centre's API

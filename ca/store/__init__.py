@@ -136,6 +136,10 @@ class Batch:
         )
 
 
+NOTHING = Batch()
+"""The batch that writes nothing."""
+
+
 class Stage(Enum):
     """How far a commit is, for those who watch or break it on purpose.
 
