@@ -1,0 +1,10 @@
+"""HBONE: HTTP/2 CONNECT streams over mutual TLS, one tunnel for many connections of one pair of identities.
+
+frames      bytes -> frames, and the few frames we write (pure; hostile bytes)
+headers     header blocks of CONNECT and its answer (pure; hostile bytes)
+stream      a CONNECT stream, and what can happen on a tunnel (values)
+core        one HTTP/2 connection that carries nothing but CONNECT streams (pure; hostile bytes)
+link        a core, its TLS and its socket in the relay
+handshake   TCP and TLS up to a link
+pool        which link carries a new connection
+"""

@@ -1,0 +1,408 @@
+"""One HTTP/2 connection that carries nothing but CONNECT streams (RFC 9113). Pure; handles hostile bytes.
+
+Who does what: h2 negotiates the connection (preface, SETTINGS and their acknowledgement, PING); streams, flow control
+and GOAWAY are ours, because that is where the cost of a mesh lies, and because h2 cannot open a stream for less than a
+hundred microseconds. The core never sees the bytes of a DATA frame it sends: the caller asks for `room`, reads from its
+socket straight into a batch behind nine free bytes, and says `sent_data`.
+
+    outgoing        frames to be sent, in order. The caller moves them out before it places DATA, and when it flushes
+    receive(data)   -> events, whose payloads are slices of `data`
+
+Windows. The connection's credit is returned on receipt, so that a stalled stream never holds up its neighbours;
+a stream's credit on delivery (`delivered`), so that a stream holds at most its window here. A window that drains
+promptly grows from STREAM_WINDOW to MAX_WINDOW, as far as the worker-wide Budget goes.
+
+States of a stream, each way for itself: open -> ended (END_STREAM) -> forgotten when both ways are. RST_STREAM forgets
+it at once. Frames for forgotten streams count for the connection's window and are otherwise ignored (RFC 9113, 5.1).
+
+| from the peer          | stream known      | forgotten | never opened          |
+| HEADERS                | answer, or reset  | ignored   | server: opens         |
+| DATA                   | Data, Ended       | credit    | connection error      |
+| RST_STREAM             | Reset             | ignored   | connection error      |
+| WINDOW_UPDATE          | Writable          | ignored   | connection error      |
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+from h2.settings import SettingCodes
+
+from agent.tunnel import frames
+from agent.tunnel.frames import Frame, ProtocolError, Splitter
+from agent.tunnel.headers import BlockReader, BlockWriter, Connect, HeaderError
+from agent.tunnel.stream import (
+    MAX_WINDOW,
+    STREAM_WINDOW,
+    Answered,
+    Asked,
+    Budget,
+    Data,
+    Ended,
+    Event,
+    GoAway,
+    Reset,
+    Settled,
+    Stream,
+    Writable,
+)
+
+CONNECTION_WINDOW = 2**24
+MAX_STREAMS = 1000
+"""Streams a peer may have open on one tunnel."""
+_INITIAL = 65535  # every window before SETTINGS or WINDOW_UPDATE say otherwise
+_WINDOW_LIMIT = 2**31 - 1
+CALM = 10_000
+"""Frames that cost us and carry nothing (PING, SETTINGS, empty DATA, RST_STREAM) a peer may send between two ticks."""
+
+
+class Core:
+    """One end of a tunnel. `client` opens streams, the other answers them.
+
+    ProtocolError from `receive`: send `outgoing`, which holds the GOAWAY, then close.
+    """
+
+    def __init__(
+        self, *, client: bool, written: dict[tuple[str, str], bytes], read: dict[bytes, Connect], budget: Budget
+    ) -> None:
+        """`written` and `read` are header block caches, shared by all cores of a worker as is `budget`."""
+        self.client = client
+        self.outgoing = bytearray()
+        self.streams: dict[int, Stream] = {}
+        self.max_frame = 2**14
+        self.max_streams = 100  # until the peer says so
+        self.draining = False
+        self.carried = 0
+        self.send_window = _INITIAL
+        self.pinged = False
+        self._writer, self._reader, self._budget = BlockWriter(written), BlockReader(read), budget
+        self._splitter = Splitter()
+        self._initial_send_window = _INITIAL
+        self._received = 0  # bytes for which the connection owes credit
+        self._last_id = -1 if client else 0  # the highest stream opened
+        self._block: tuple[int, int, bytearray] | None = None  # HEADERS that CONTINUATION goes on
+        self._idle_frames = 0
+        self._preface = b"" if client else b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, header_encoding=None))
+        self._h2.local_settings = h2.settings.Settings(
+            client=client,
+            initial_values={
+                SettingCodes.HEADER_TABLE_SIZE: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                SettingCodes.MAX_FRAME_SIZE: frames.MAX_FRAME,
+                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                SettingCodes.MAX_HEADER_LIST_SIZE: 2**14,
+                **({SettingCodes.ENABLE_PUSH: 0} if client else {}),
+            },
+        )
+        self._h2.initiate_connection()
+        self.outgoing += self._h2.data_to_send()
+        self.outgoing += frames.window_update(0, CONNECTION_WINDOW - _INITIAL)
+
+    # ---- sending
+
+    @property
+    def full(self) -> bool:
+        """Whether no stream can be opened now."""
+        return self.draining or len(self.streams) >= self.max_streams or self._last_id > 2**31 - 4
+
+    def open(self, ask: Connect) -> Stream:
+        """Ask the peer to connect; the caller has looked at `full`. DATA may follow at once."""
+        self._last_id += 2
+        stream = self._add(self._last_id)
+        self._headers(stream.id, self._writer.connect(ask), 0)
+        return stream
+
+    def answer(self, stream: Stream, status: int) -> None:
+        """200 opens the stream, anything else ends it."""
+        if stream.answered or stream.id not in self.streams:
+            return
+        stream.answered = True
+        if status == 200:
+            self._headers(stream.id, self._writer.status(status), 0)
+            return
+        self._headers(stream.id, self._writer.status(status), frames.END_STREAM)
+        if not stream.ended_there:  # a complete answer before a complete request: RFC 9113, section 8.1
+            self.outgoing += frames.rst_stream(stream.id, frames.NO_ERROR)
+        self._forget(stream)
+
+    def room(self, stream: Stream) -> int:
+        """Bytes that may go into one DATA frame now."""
+        return min(stream.send_window, self.send_window, self.max_frame)
+
+    def sent_data(self, stream: Stream, length: int) -> None:
+        """A DATA frame with so many bytes was placed."""
+        stream.send_window -= length
+        self.send_window -= length
+
+    def end(self, stream: Stream) -> None:
+        """Nothing more will be sent on the stream."""
+        if stream.ended_here or stream.id not in self.streams:
+            return
+        stream.ended_here = True
+        self.outgoing += frames.header(frames.DATA, frames.END_STREAM, stream.id, 0)
+        if stream.ended_there:
+            self._forget(stream)
+
+    def reset(self, stream: Stream, code: int = frames.CANCEL) -> None:
+        """End the stream at once, both ways."""
+        if self.streams.get(stream.id) is stream:
+            self.outgoing += frames.rst_stream(stream.id, code)
+            self._forget(stream)
+
+    def delivered(self, stream: Stream, length: int) -> None:
+        """So many bytes of the stream have left our memory: give the peer credit for them, in good time."""
+        stream.owed += length
+        if stream.owed * 2 < stream.window or stream.ended_there or stream.id not in self.streams:
+            return
+        credit = stream.owed
+        grow = min(stream.window, MAX_WINDOW - stream.window, self._budget.left)
+        # Everything that arrived has been delivered: the window is what holds the sender up.
+        if grow > 0 and stream.recv_window + stream.owed == stream.window:
+            self._budget.left -= grow
+            stream.window += grow
+            credit += grow
+        stream.owed = 0
+        stream.recv_window += credit
+        self.outgoing += frames.window_update(stream.id, credit)
+
+    def ping(self) -> None:
+        """Ask for a sign of life; `pinged` until it comes."""
+        self.pinged = True
+        self._h2.ping(b"culvert!")
+        self.outgoing += self._h2.data_to_send()
+
+    def drain(self, code: int = frames.NO_ERROR, why: str = "") -> None:
+        """Take no new streams; those open go on."""
+        if not self.draining or code:
+            self.draining = True
+            self.outgoing += frames.goaway(max(self._last_id, 0) if not self.client else 0, code, why)
+
+    def tick(self) -> None:
+        """Time passes: a peer may be as restless again as CALM allows."""
+        self._idle_frames = 0
+
+    # ---- receiving
+
+    def receive(self, data: memoryview) -> list[Event]:
+        """Act on what the peer sent."""
+        events: list[Event] = []
+        try:
+            if self._preface:
+                data = self._start(data)
+            received = self._received
+            for frame in self._splitter.feed(data):
+                if frame.type == frames.DATA and self._block is None:
+                    self._data(frame, events)
+                else:
+                    events.extend(self._control(frame))
+            if self._received != received and self._received * 16 >= CONNECTION_WINDOW:
+                self.outgoing += frames.window_update(0, self._received)
+                self._received = 0
+        except ProtocolError as error:
+            self.drain(error.code or frames.PROTOCOL_ERROR, str(error))
+            raise
+        return events
+
+    def _start(self, data: memoryview) -> memoryview:
+        n = min(len(self._preface), len(data))
+        if data[:n] != self._preface[:n]:
+            raise ProtocolError(frames.PROTOCOL_ERROR, "this is no HTTP/2")
+        self._preface = self._preface[n:]
+        if not self._preface:
+            self._h2.receive_data(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        return data[n:]
+
+    def _data(self, frame: Frame, events: list[Event]) -> None:
+        self._received += frame.credit
+        if self._received > CONNECTION_WINDOW:
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        stream = self.streams.get(frame.stream)
+        if stream is None or stream.ended_there:
+            self._known(frame.stream)
+            self._restless(stream is None and not frame.credit)
+            return
+        stream.recv_window -= frame.credit
+        if stream.recv_window < 0:
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+        if frame.payload:
+            events.append(Data(stream, frame.payload))
+        if (padding := frame.credit - len(frame.payload)) > 0:
+            self.delivered(stream, padding)
+        if frame.flags & frames.END_STREAM:
+            self._ended(stream, events)
+        else:
+            self._restless(not frame.credit)
+
+    def _ended(self, stream: Stream, events: list[Event]) -> None:
+        stream.ended_there = True
+        events.append(Ended(stream))
+        if stream.ended_here:
+            self._forget(stream)
+
+    def _control(self, frame: Frame) -> Iterator[Event]:
+        if self._block is not None and (frame.type != frames.CONTINUATION or frame.stream != self._block[0]):
+            raise ProtocolError(frames.PROTOCOL_ERROR, "a header block that is not continued")
+        match frame.type:
+            case frames.HEADERS:
+                self._block = (frame.stream, frame.flags, bytearray(frame.payload))
+                if frame.flags & frames.END_HEADERS:
+                    yield from self._whole_block()
+            case frames.CONTINUATION:
+                if self._block is None:
+                    raise ProtocolError(frames.PROTOCOL_ERROR, "CONTINUATION of nothing")
+                self._block[2].extend(frame.payload)
+                self._restless(not frame.payload)
+                if len(self._block[2]) > frames.MAX_CONTROL:
+                    raise ProtocolError(frames.ENHANCE_YOUR_CALM, "a header block of more than 16 KiB")
+                if frame.flags & frames.END_HEADERS:
+                    yield from self._whole_block()
+            case frames.WINDOW_UPDATE:
+                yield from self._credit(frame)
+            case frames.RST_STREAM:
+                self._restless()
+                code = frames.word(frame.payload)
+                stream = self.streams.get(frame.stream)
+                if stream is None:
+                    self._known(frame.stream)
+                else:
+                    self._forget(stream)
+                    yield Reset(stream, code)
+            case frames.GOAWAY:
+                yield self._gone(frame)
+            case frames.SETTINGS | frames.PING:
+                self._restless()
+                yield from self._negotiate(frame)
+            case frames.PUSH_PROMISE:
+                raise ProtocolError(frames.PROTOCOL_ERROR, "PUSH_PROMISE though push is off")
+            case _:
+                self._restless()  # PRIORITY and unknown frames are to be ignored
+
+    def _whole_block(self) -> Iterator[Event]:
+        assert self._block is not None
+        number, flags, fragment = self._block
+        self._block = None
+        block = bytes(fragment)
+        stream = self.streams.get(number)
+        if self.client:
+            status = self._reader.status(block)
+            if stream is None:
+                self._known(number)
+                return
+            if status < 200:
+                return
+            if stream.answered:
+                raise ProtocolError(frames.PROTOCOL_ERROR, "a second answer")
+            stream.answered = True
+            yield Answered(stream, status)
+            if flags & frames.END_STREAM and number in self.streams:
+                events: list[Event] = []
+                self._ended(stream, events)
+                yield from events
+            return
+        if stream is not None or number <= self._last_id:
+            # Trailers have no place on a CONNECT stream; one for a forgotten stream crossed our RST_STREAM.
+            with contextlib.suppress(HeaderError):
+                self._reader.connect(block)
+            if stream is not None:
+                self.reset(stream, frames.PROTOCOL_ERROR)
+                yield Reset(stream, frames.PROTOCOL_ERROR)
+            return
+        if number % 2 == 0:
+            raise ProtocolError(frames.PROTOCOL_ERROR, f"a client opened stream {number}")
+        self._last_id = number
+        try:
+            ask, reason = self._reader.connect(block), ""
+        except HeaderError as error:
+            ask, reason = None, str(error)
+        if len(self.streams) >= MAX_STREAMS or self.draining:
+            self.outgoing += frames.rst_stream(number, frames.REFUSED_STREAM)
+            self._restless()
+            return
+        stream = self._add(number)
+        stream.ended_there = bool(flags & frames.END_STREAM)
+        yield Asked(stream, ask, reason)
+        if stream.ended_there:
+            yield Ended(stream)
+
+    def _credit(self, frame: Frame) -> Iterator[Event]:
+        credit = frames.word(frame.payload) & 0x7FFFFFFF
+        if frame.stream == 0:
+            self.send_window += credit
+            if not credit or self.send_window > _WINDOW_LIMIT:
+                raise ProtocolError(frames.FLOW_CONTROL_ERROR, "a connection window out of bounds")
+            if self.send_window <= credit:
+                yield Writable(None)
+            return
+        stream = self.streams.get(frame.stream)
+        if stream is None:
+            self._known(frame.stream)
+            return
+        was = stream.send_window
+        stream.send_window += credit
+        if not credit or stream.send_window > _WINDOW_LIMIT:
+            self.reset(stream, frames.FLOW_CONTROL_ERROR)
+            yield Reset(stream, frames.FLOW_CONTROL_ERROR)
+        elif was <= 0:
+            yield Writable(stream)
+
+    def _gone(self, frame: Frame) -> GoAway:
+        last, code = frames.word(frame.payload) & 0x7FFFFFFF, frames.word(frame.payload, 4)
+        self.draining = True
+        unseen = tuple(s for s in self.streams.values() if self.client and s.id > last)
+        for stream in unseen:
+            self._forget(stream)
+        return GoAway(code, unseen)
+
+    def _negotiate(self, frame: Frame) -> Iterator[Event]:
+        try:
+            events = self._h2.receive_data(frame.raw)
+        except h2.exceptions.ProtocolError as error:
+            raise ProtocolError(int(getattr(error, "error_code", 1)), str(error)) from error
+        self.outgoing += self._h2.data_to_send()
+        for event in events:
+            if isinstance(event, h2.events.PingAckReceived):
+                self.pinged = False
+            elif isinstance(event, h2.events.SettingsAcknowledged):
+                self._reader.settle()
+            elif isinstance(event, h2.events.RemoteSettingsChanged):
+                yield from self._settle({code: change.new_value for code, change in event.changed_settings.items()})
+
+    def _settle(self, changed: dict[int, int]) -> Iterator[Event]:
+        self.max_frame = changed.get(SettingCodes.MAX_FRAME_SIZE, self.max_frame)
+        self.max_streams = changed.get(SettingCodes.MAX_CONCURRENT_STREAMS, self.max_streams)
+        initial = changed.get(SettingCodes.INITIAL_WINDOW_SIZE)
+        if initial is not None:
+            for stream in self.streams.values():
+                stream.send_window += initial - self._initial_send_window
+            self._initial_send_window = initial
+            yield Writable(None)
+        yield Settled(self.max_streams)
+
+    def _known(self, number: int) -> None:
+        """A frame for a stream that is not there is fine if it once was."""
+        if number == 0 or number > self._last_id or (number % 2 == 0):
+            raise ProtocolError(frames.PROTOCOL_ERROR, f"a frame for stream {number}, which was never opened")
+
+    def _restless(self, counts: bool = True) -> None:
+        self._idle_frames += counts
+        if self._idle_frames > CALM:
+            raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
+
+    def _add(self, number: int) -> Stream:
+        stream = self.streams[number] = Stream(number, self._initial_send_window)
+        self.carried += 1
+        return stream
+
+    def _forget(self, stream: Stream) -> None:
+        del self.streams[stream.id]
+        self._budget.left += stream.window - STREAM_WINDOW
+
+    def _headers(self, number: int, block: bytes, flags: int) -> None:
+        # One frame: our blocks are some hundred bytes, and no peer may allow less than 16 KiB.
+        self.outgoing += frames.header(frames.HEADERS, frames.END_HEADERS | flags, number, len(block)) + block
