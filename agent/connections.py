@@ -43,7 +43,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     `id` is unique on the node. `sent` counts bytes from source to destination, `received` the other way. `opened` is
     unix time and `duration` seconds (so far, while live). `reason` is empty for a connection that simply worked.
     `source_kept` says that the application sees the caller's own address. `tunnel` is the id of the tunnel, if any.
-    `peer_id` is the id that the other node's record has, where it told us.
+    `trace` is the W3C trace id: both nodes' records of one connection have the same.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     received: int = 0
     source_kept: bool = True
     tunnel: str = ""
+    trace: str = ""
     state: Literal["opening", "open", "closed"] = "open"
 
 

@@ -1,7 +1,7 @@
 """A CONNECT stream, and what can happen on a tunnel. Values; `core` makes them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.tunnel.headers import Connect
 
@@ -36,8 +36,7 @@ class Stream:
         self.ended_there = False
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A peer opened a stream. `ask` is None, with the reason, where the request is none that can be served (400)."""
 
     stream: Stream
@@ -45,47 +44,40 @@ class Asked:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     stream: Stream
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(NamedTuple):
     stream: Stream
     payload: memoryview | bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """The peer will send nothing more on the stream: END_STREAM."""
 
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(NamedTuple):
     stream: Stream
     code: int
 
 
-@dataclass(frozen=True, slots=True)
-class Writable:
+class Writable(NamedTuple):
     """There is room to send again: on one stream, or (None) perhaps on all."""
 
     stream: Stream | None
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """The peer's settings are known; `streams` may be open at once."""
 
     streams: int
 
 
-@dataclass(frozen=True, slots=True)
-class GoAway:
+class GoAway(NamedTuple):
     """The peer takes no new streams; `unseen` are those of ours that it never looked at."""
 
     code: int

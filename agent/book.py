@@ -1,0 +1,132 @@
+"""The worker's book of connections: every one is entered before it is judged, so that no policy change can miss it."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from agent.connections import Connection, Direction, Party, Security, Verdict
+
+KEEP = 8192
+"""Closed records kept for the supervisor; beyond that the oldest are dropped, and counted: traffic never waits."""
+
+
+class Carrier(Protocol):
+    """What moves an entry's bytes: a leg or a pair. `sent` and `received` are as in Connection."""
+
+    @property
+    def sent(self) -> int: ...
+
+    @property
+    def received(self) -> int: ...
+
+    def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
+        """End it at once, both ways, with a reset."""
+
+
+class Entry:
+    """One connection. Filled in as its facts become known."""
+
+    __slots__ = (
+        "carrier",
+        "destination",
+        "direction",
+        "id",
+        "opened",
+        "reason",
+        "security",
+        "source",
+        "source_kept",
+        "started",
+        "state",
+        "trace",
+        "tunnel",
+        "verdict",
+    )
+
+    def __init__(self, number: str, direction: Direction, security: Security, source: Party, now: float) -> None:
+        self.id = number
+        self.direction = direction
+        self.security = security
+        self.source = source
+        self.destination = Party()
+        self.opened = now
+        self.started = time.monotonic()
+        self.verdict = Verdict.ALLOWED
+        self.reason = ""
+        self.source_kept = True
+        self.tunnel = ""
+        self.trace = ""
+        self.state: Literal["opening", "open", "closed"] = "opening"
+        self.carrier: Carrier | None = None
+
+    def record(self) -> Connection:
+        """The entry as others see it."""
+        carrier = self.carrier
+        return Connection(
+            id=self.id,
+            direction=self.direction,
+            source=self.source,
+            destination=self.destination,
+            security=self.security,
+            opened=self.opened,
+            verdict=self.verdict,
+            reason=self.reason,
+            duration=time.monotonic() - self.started,
+            sent=carrier.sent if carrier else 0,
+            received=carrier.received if carrier else 0,
+            source_kept=self.source_kept,
+            tunnel=self.tunnel,
+            trace=self.trace,
+            state=self.state,
+        )
+
+
+class Book:
+    """All live connections of one worker, and the closed ones not yet told."""
+
+    def __init__(self, worker: int, changed: Callable[[], None]) -> None:
+        """`changed` is called when there is something new to tell."""
+        self.live: dict[str, Entry] = {}
+        self.dropped = 0
+        self._worker, self._changed = worker, changed
+        self._count = 0
+        self._opened: deque[Connection] = deque(maxlen=KEEP)
+        self._closed: deque[Connection] = deque()
+
+    def enter(self, direction: Direction, security: Security, source: Party) -> Entry:
+        """Begin a connection."""
+        self._count += 1
+        entry = Entry(f"{self._worker}.{self._count}", direction, security, source, time.time())
+        self.live[entry.id] = entry
+        return entry
+
+    def open(self, entry: Entry) -> None:
+        """The connection is carried from now on."""
+        entry.state = "open"
+        self._opened.append(entry.record())
+        self._changed()
+
+    def close(self, entry: Entry, verdict: Verdict = Verdict.ALLOWED, reason: str = "") -> None:
+        """The connection ended; the first verdict and reason given stand."""
+        if self.live.pop(entry.id, None) is None:
+            return
+        if reason and not entry.reason:
+            entry.reason = reason
+        if entry.verdict is Verdict.ALLOWED:
+            entry.verdict = verdict
+        entry.state = "closed"
+        self._closed.append(entry.record())
+        entry.carrier = None
+        if len(self._closed) > KEEP:
+            self._closed.popleft()
+            self.dropped += 1
+        self._changed()
+
+    def take(self) -> tuple[list[Connection], list[Connection], int]:
+        """(opened, closed, dropped) since the last call."""
+        opened, closed, dropped = list(self._opened), list(self._closed), self.dropped
+        self._opened.clear()
+        self._closed.clear()
+        self.dropped = 0
+        return opened, closed, dropped

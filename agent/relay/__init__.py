@@ -1,0 +1,6 @@
+"""The byte mover: one nested epoll set per worker, and what hangs in it. No task per connection.
+
+loop    the epoll set inside trio's loop; rounds, flushes, shared buffers
+leg     an application's socket, carried by a stream of a tunnel
+pair    two sockets joined without a tunnel
+"""

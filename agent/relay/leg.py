@@ -1,0 +1,305 @@
+"""A leg: an application's socket, carried by one stream of a tunnel.
+
+On the source's node the socket was captured; on the destination's it is being connected to the workload. Half-closes
+travel both ways for themselves: EOF from the application becomes END_STREAM, END_STREAM becomes shutdown(SHUT_WR) after
+the last byte. A reset stays a reset: RST_STREAM becomes a TCP reset and the other way round, never a clean end.
+
+The leg owns its socket, and closes it when both halves are done, or at once on a reset. What the application does not
+take is kept in `_pending`, at most the stream's window, since the peer gets credit only for what was delivered.
+"""
+
+import os
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING
+
+from agent.book import Book, Entry
+from agent.connections import Verdict
+from agent.relay.loop import EDGE, GONE, HALF_CLOSED, READ, WRITE
+from agent.tunnel import frames
+from agent.tunnel.stream import Stream
+
+if TYPE_CHECKING:
+    from agent.tunnel.link import Link
+
+EARLY = 2**16
+"""Bytes sent along with a CONNECT before it is answered."""
+_TURN_LEAST, _TURN_MOST = 2**14, 2**18
+"""Bytes a leg may read in one round: it starts small, so that a bulk flow does not starve a small one, and doubles
+while the application fills it."""
+_PIECES = 64  # pieces per gathered write; well below IOV_MAX
+_RESET = struct.pack("ii", 1, 0)
+
+
+def abort(sock: socket.socket) -> None:
+    """Close with a TCP reset."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass
+    sock.close()
+
+
+class Leg:
+    """`sent` counts bytes from source to destination, `received` the other way, whichever end this is."""
+
+    __slots__ = (
+        "_book",
+        "_closed",
+        "_connecting",
+        "_down",
+        "_early",
+        "_entry",
+        "_eof",
+        "_fd",
+        "_gathered",
+        "_half_closed",
+        "_link",
+        "_pending",
+        "_readable",
+        "_rest_eof",
+        "_sock",
+        "_source",
+        "_stream",
+        "_turn",
+        "_up",
+    )
+
+    def __init__(self, sock: socket.socket, link: "Link", stream: Stream, book: Book, entry: Entry) -> None:
+        """On the source's node: `sock` is connected, and `stream` was just opened. On the destination's: `sock` is
+        connecting, and the stream is answered when it has."""
+        self._sock, self._fd, self._link, self._stream, self._book, self._entry = (
+            sock,
+            sock.fileno(),
+            link,
+            stream,
+            book,
+            entry,
+        )
+        self._source = link.core.client
+        self._connecting = not self._source
+        self._gathered: list[memoryview | bytes] = []
+        self._pending: deque[memoryview] = deque()
+        self._readable = False
+        self._half_closed = False  # the kernel said that EOF is in the socket's queue
+        self._eof = False  # the application sends no more
+        self._rest_eof = False  # the peer sends no more; shutdown follows the pending bytes
+        self._closed = False
+        self._turn = _TURN_LEAST
+        self._up = self._down = 0  # bytes from the application, to it
+        stream.owner = self
+        entry.carrier = self
+        link.idle_since = None
+        link.relay.register(self._fd, self._ready, READ | WRITE | EDGE)
+
+    @property
+    def sent(self) -> int:
+        return self._up if self._source else self._down
+
+    @property
+    def received(self) -> int:
+        return self._down if self._source else self._up
+
+    # ---- the application's socket
+
+    def _ready(self, mask: int) -> None:
+        if self._connecting:
+            if not mask & (WRITE | GONE) or not self._connected():
+                return
+        if mask & WRITE and self._pending:
+            self._resume()
+        if mask & (READ | GONE) and not self._closed:
+            self._readable = True
+            self._half_closed |= bool(mask & (HALF_CLOSED | GONE))
+            self.pump()
+
+    def _connected(self) -> bool:
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self.refuse(503, f"the workload at {self._entry.destination.address} does not accept: {os.strerror(error)}")
+            return False
+        self._connecting = False
+        self._link.core.answer(self._stream, 200)
+        self._link.touch()
+        self._book.open(self._entry)
+        if self._pending or self._rest_eof:
+            self._resume()
+        return True
+
+    def pump(self) -> None:
+        """Move what the application sent into the tunnel."""
+        if not self._readable or self._closed or self._connecting:
+            return
+        link, stream = self._link, self._stream
+        turn = self._turn
+        while self._readable:
+            if not stream.answered and self._up >= EARLY:
+                return
+            slot = link.slot(stream, turn)
+            if slot is None:
+                return
+            try:
+                n = self._sock.recv_into(slot)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError as error:
+                self._lost(f"the application reset the connection ({error.strerror})")
+                return
+            if n == 0:
+                self._readable = False
+                self._eof = True
+                link.core.end(stream)
+                link.touch()
+                self._finish()
+                return
+            self._up += n
+            link.placed(stream, n)
+            if n < len(slot):
+                # The socket is empty, unless its end is still in there.
+                self._readable = self._half_closed
+                self._turn = max(_TURN_LEAST, self._turn // 2)
+            turn -= n
+            if turn <= 0:
+                self._turn = min(_TURN_MOST, self._turn * 2)
+                if self._readable:
+                    link.relay.again(self.pump)
+                return
+
+    # ---- the stream (Owner)
+
+    def receive(self, payload: memoryview | bytes) -> None:
+        self._gathered.append(payload)
+
+    def deliver(self) -> None:
+        pieces = self._gathered
+        if self._closed or not pieces:
+            pieces.clear()
+            return
+        done = 0
+        if not self._pending and not self._connecting:
+            try:
+                if len(pieces) == 1:
+                    done = self._sock.send(pieces[0])
+                else:
+                    done = self._sock.sendmsg(pieces[:_PIECES])
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                pieces.clear()
+                self._lost(f"the application does not read any more ({error.strerror})")
+                return
+        left = done
+        for piece in pieces:
+            if left >= len(piece):
+                left -= len(piece)
+            else:
+                self._pending.append(memoryview(bytes(piece[left:])))
+                left = 0
+        pieces.clear()
+        if done:
+            self._delivered(done)
+        if self._pending and done and not self._connecting:
+            self._resume()
+        elif self._rest_eof and not self._pending:
+            self._shut()
+
+    def _delivered(self, count: int) -> None:
+        self._down += count
+        self._link.core.delivered(self._stream, count)
+        if self._link.core.outgoing:
+            self._link.touch()
+
+    def _resume(self) -> None:
+        done = 0
+        while self._pending:
+            pieces = [self._pending[i] for i in range(min(len(self._pending), _PIECES))]
+            try:
+                n = self._sock.sendmsg(pieces)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._lost(f"the application does not read any more ({error.strerror})")
+                return
+            done += n
+            while n and n >= len(self._pending[0]):
+                n -= len(self._pending.popleft())
+            if n:
+                self._pending[0] = self._pending[0][n:]
+                break
+        if done:
+            self._delivered(done)
+        if self._rest_eof and not self._pending:
+            self._shut()
+
+    def ended(self) -> None:
+        self._rest_eof = True
+        if not self._gathered and not self._pending and not self._connecting:
+            self._shut()
+
+    def _shut(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the application is gone; its reset or EOF tells
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._eof and self._rest_eof and not self._pending and not self._gathered and not self._closed:
+            self._leave()
+            self._sock.close()
+            self._book.close(self._entry)
+            self._link.freed()
+
+    def answered(self, status: int) -> None:
+        if status == 200:
+            self._book.open(self._entry)
+            self.pump()
+            return
+        verdict = Verdict.REFUSED if status in (400, 401, 403) else Verdict.FAILED
+        self._drop(verdict, _ANSWERS.get(status, f"the other node answered {status}"))
+
+    def reset(self, code: int) -> None:
+        self._drop(Verdict.ALLOWED if self._entry.state == "open" else Verdict.FAILED, "reset by the other side")
+
+    def broken(self, reason: str) -> None:
+        self._drop(Verdict.FAILED, reason)
+
+    # ---- ends that are no clean ends
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Answer the stream with `status` instead of carrying it."""
+        self._link.core.answer(self._stream, status)
+        self._link.touch()
+        self._drop(Verdict.FAILED if status >= 500 else Verdict.REFUSED, reason)
+        self._link.freed()
+
+    def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
+        """End the connection at once, both ways, with a reset."""
+        self._link.core.reset(self._stream, frames.CANCEL)
+        self._link.touch()
+        self._drop(verdict, reason)
+        self._link.freed()
+
+    def _lost(self, reason: str) -> None:
+        self.abort(reason, Verdict.ALLOWED)
+
+    def _drop(self, verdict: Verdict, reason: str) -> None:
+        if not self._closed:
+            self._leave()
+            abort(self._sock)
+            self._book.close(self._entry, verdict, reason)
+
+    def _leave(self) -> None:
+        self._closed = True
+        self._pending.clear()
+        self._gathered.clear()
+        self._link.relay.unregister(self._fd)
+
+
+_ANSWERS = {
+    400: "the other node knows no such workload behind this tunnel (400): its view may be older than ours",
+    401: "refused by policy on the other node (401)",
+    503: "the workload does not accept connections there (503)",
+}

@@ -1,0 +1,142 @@
+"""The relay: one epoll set nested in trio's loop, moving bytes for every connection of a worker.
+
+trio waits for the epoll descriptor itself to become readable; then rounds are run until nothing is ready. A round:
+
+    1. ready descriptors: each handler moves a bounded number of bytes
+    2. `again`: handlers that stopped at their bound go on, after everybody else had a turn
+    3. flush: what the round gathered for each tunnel is encrypted and sent in one go
+
+Everything registered is edge-triggered and registered once: a handler remembers that it may read or write until the
+kernel says EAGAIN (or moves fewer bytes than asked). Handlers are plain functions and never raise for what a peer does;
+one that raises is a bug and ends the worker, loudly.
+"""
+
+import errno
+import os
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+BUFFER = 2**18
+"""Bytes moved by one system call at most: where larger ones stopped paying (docs/performance.md)."""
+BATCH = BUFFER + 2**13
+"""A batch: one full BUFFER and the frame headers within it."""
+_ROUNDS = 16  # before trio's other tasks get a turn, though connections are still ready
+_EVENTS = 512
+
+READ = select.EPOLLIN | select.EPOLLRDHUP
+WRITE = select.EPOLLOUT
+EDGE = select.EPOLLET
+GONE = select.EPOLLHUP | select.EPOLLERR
+HALF_CLOSED = select.EPOLLRDHUP
+SHARED = 1 << 28  # EPOLLEXCLUSIVE: wake one worker, not all
+
+Handler = Callable[[int], None]
+
+
+class Flushable(Protocol):
+    """Something that gathers during a round."""
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+
+
+class Relay:
+    """Owns the epoll set; closes it when `run` ends. Registered sockets belong to whoever registered them.
+
+    `received` and `opened` are scratch memory for one read and one batch of decrypted bytes: their content is void
+    as soon as the handler that filled them returns.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._again: list[Callable[[], None]] = []
+        self._gathered: list[Flushable] = []
+        self._batches: list[bytearray] = []
+        self._running = False
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.received = memoryview(bytearray(BUFFER))
+        self.opened = memoryview(bytearray(BUFFER))
+        self.register(self._bell, lambda _mask: self._rung(), READ)
+
+    def register(self, fd: int, handler: Handler, mask: int) -> None:
+        """Call `handler(mask)` whenever `fd` becomes ready for one of `mask`."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, mask)
+
+    def unregister(self, fd: int) -> None:
+        """Before `fd` is closed."""
+        if self._handlers.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def again(self, action: Callable[[], None]) -> None:
+        """Run `action` in the next round, after those that are ready now."""
+        self._again.append(action)
+        if not self._running:
+            self._ring()
+
+    def gathered(self, link: Flushable) -> None:
+        """Have `link` flushed at the end of this round."""
+        self._gathered.append(link)
+        if not self._running:
+            self._ring()
+
+    def batch(self) -> bytearray:
+        """A buffer of BATCH bytes to gather in; give it back with `release`."""
+        return self._batches.pop() if self._batches else bytearray(BATCH)
+
+    def release(self, batch: bytearray) -> None:
+        """Take back a batch; a few are kept."""
+        if len(self._batches) < 8:
+            self._batches.append(batch)
+
+    async def run(self) -> None:
+        """Move bytes until cancelled."""
+        try:
+            while True:
+                if not (self._again or self._gathered):
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._running = True
+                for _ in range(_ROUNDS):
+                    if not self._round():
+                        break
+                self._running = False
+                if self._again or self._gathered:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._epoll.close()
+            os.close(self._bell)
+
+    def _round(self) -> bool:
+        ready = self._epoll.poll(0, _EVENTS)
+        if not (ready or self._again or self._gathered):
+            return False
+        handlers = self._handlers
+        for fd, mask in ready:
+            # Gone if an earlier handler of this round closed it.
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        if self._again:
+            actions, self._again = self._again, []
+            for action in actions:
+                action()
+        if self._gathered:
+            links, self._gathered = self._gathered, []
+            for link in links:
+                link.flush()
+        return True
+
+    def _ring(self) -> None:
+        """Wake `run`: something outside it (a trio task) left work."""
+        os.eventfd_write(self._bell, 1)
+
+    def _rung(self) -> None:
+        try:
+            os.eventfd_read(self._bell)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise

@@ -1,0 +1,389 @@
+"""A tunnel in the relay: a core, its TLS machine and its socket. Handles hostile bytes.
+
+Towards the peer: legs place DATA into the link's batch (`slot`, `placed`), the core its other frames into `outgoing`;
+`flush`, at the end of each round, encrypts all of it at once and sends it. What the socket does not take stays
+`_unsent`, and until that has gone no leg gets a slot: the applications' sockets fill up, and so their senders wait.
+
+From the peer: as much as one read holds is decrypted, split, handed to the legs, and delivered leg by leg.
+
+Closing: `close` is the owner's or the link's own doing, once; legs still on it are told `broken`. Nothing here awaits.
+"""
+
+import socket
+import time
+from collections import deque
+from typing import Protocol
+
+from agent.connections import Direction, Tunnel
+from agent.relay.loop import BATCH, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
+from agent.tunnel import frames
+from agent.tunnel.core import Core
+from agent.tunnel.frames import DATA, HEADER_SIZE, ProtocolError
+from agent.tunnel.stream import Answered, Asked, Data, Ended, GoAway, Reset, Settled, Stream, Writable
+from ca.identity import WorkloadIdentity
+from ca.tls import TAKE, Machine, TlsClosed, TlsError
+
+RECORD = 2**14
+"""The most plaintext one TLS record holds."""
+_LEAST_SLOT = 2**13  # a batch with less room than this is flushed rather than filled up
+_READS = 4  # reads of BUFFER a link may take in one round
+
+
+class Owner(Protocol):
+    """What a stream's `owner` does about its events; see relay.leg.Leg."""
+
+    def receive(self, payload: memoryview | bytes) -> None:
+        """Take a piece of DATA; it is valid until `deliver`."""
+
+    def deliver(self) -> None:
+        """The pieces of this read are complete."""
+
+    def ended(self) -> None:
+        """The peer sends no more."""
+
+    def reset(self, code: int) -> None:
+        """The peer reset the stream."""
+
+    def answered(self, status: int) -> None:
+        """The peer answered the CONNECT."""
+
+    def pump(self) -> None:
+        """There is room to send again."""
+
+    def broken(self, reason: str) -> None:
+        """The tunnel is gone."""
+
+
+class Watcher(Protocol):
+    """Who is told about a link as a whole."""
+
+    def asked(self, link: "Link", asked: Asked) -> None:
+        """The peer opened a stream; the watcher sets its owner or answers it."""
+
+    def roomier(self, link: "Link") -> None:
+        """Streams ended, or the peer's settings came: it may carry more."""
+
+    def leaving(self, link: "Link") -> None:
+        """It takes no new streams (GOAWAY), or is closed."""
+
+
+class Link:
+    """One tunnel. `local` and `peer` are the identities proved at its ends."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        sock: socket.socket,
+        machine: Machine,
+        core: Core,
+        watcher: Watcher,
+        *,
+        number: str,
+        local: WorkloadIdentity,
+        peer: WorkloadIdentity,
+    ) -> None:
+        self.relay, self.core, self.number = relay, core, number
+        self.local, self.peer = local, peer
+        self.peer_address: str = sock.getpeername()[0]
+        self.closed = False
+        self.heard = time.monotonic()
+        self.idle_since: float | None = self.heard
+        self.sent = self.received = 0
+        self._sock, self._fd, self._machine, self._watcher = sock, sock.fileno(), machine, watcher
+        self._opened_at = time.time()
+        self._batch: bytearray | None = None
+        self._view = memoryview(b"")
+        self._used = 0
+        self._unsent: deque[memoryview] = deque()
+        self._waiting: list[Owner] = []
+        self._due = False
+
+    def start(self) -> None:
+        """Join the relay; what the handshake left decryptable is read first."""
+        self.touch()
+        self.relay.register(self._fd, self._ready, READ | WRITE | EDGE)
+        self.relay.again(self._decrypt)
+
+    def describe(self) -> Tunnel:
+        """The tunnel as others see it."""
+        return Tunnel(
+            id=self.number,
+            direction=Direction.OUTBOUND if self.core.client else Direction.INBOUND,
+            local_identity=str(self.local),
+            peer_identity=str(self.peer),
+            peer_address=self.peer_address,
+            opened=self._opened_at,
+            streams=len(self.core.streams),
+            carried=self.core.carried,
+            sent=self.sent,
+            received=self.received,
+            state="draining" if self.core.draining else "open",
+        )
+
+    # ---- towards the peer
+
+    def slot(self, stream: Stream, most: int) -> memoryview | None:
+        """Room for up to `most` bytes of DATA, to be filled and `placed` at once; None if there is none now.
+
+        Without room on the whole link the stream's owner is pumped later; without credit of its own, when that comes.
+        """
+        room = min(self.core.room(stream), most)
+        if room <= 0:
+            if self.core.send_window <= 0:
+                self._waiting.append(stream.owner)
+            return None
+        if self._batch is not None and self._used > BATCH - HEADER_SIZE - _LEAST_SLOT - len(self.core.outgoing):
+            self._encrypt()
+        if self._unsent or self.closed:
+            self._waiting.append(stream.owner)
+            return None
+        if self._batch is None:
+            self._batch = self.relay.batch()
+            self._view = memoryview(self._batch)
+        if self.core.outgoing:
+            self._gather()
+        at = self._used + HEADER_SIZE
+        return self._view[at : at + min(room, BATCH - at)]
+
+    def placed(self, stream: Stream, length: int) -> None:
+        """So many bytes stand in the slot just given."""
+        frames.header_into(self._view, self._used, DATA, 0, stream.id, length)
+        self._used += HEADER_SIZE + length
+        self.core.sent_data(stream, length)
+        self.touch()
+
+    def touch(self) -> None:
+        """There is something to flush."""
+        if not self._due and not self.closed:
+            self._due = True
+            self.relay.gathered(self)
+
+    def flush(self) -> None:
+        """Encrypt and send all that was gathered."""
+        self._due = False
+        if self.closed or not self._encrypt():
+            return
+        if not self._unsent and self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for owner in waiting:
+                owner.pump()
+
+    def _gather(self) -> None:
+        """Move the core's frames behind the DATA placed so far, as far as they fit."""
+        out = self.core.outgoing
+        n = min(len(out), BATCH - self._used)
+        self._view[self._used : self._used + n] = out[:n]
+        self._used += n
+        del out[:n]
+
+    def _encrypt(self) -> bool:
+        """Encrypt and send the batch and the core's frames; False if that was the end of the link."""
+        out = self.core.outgoing
+        try:
+            if self._batch is not None:
+                if out:
+                    self._gather()
+                self._machine.write(self._view[: self._used])
+                self._drop_batch()
+            if out:
+                self._machine.write(out)
+                out.clear()
+        except TlsError as error:
+            self.core.outgoing.clear()
+            self.close(str(error))
+            return False
+        return self._send()
+
+    def _drop_batch(self) -> None:
+        if self._batch is not None:
+            self._view.release()
+            self.relay.release(self._batch)
+            self._batch, self._used = None, 0
+
+    def _send(self) -> bool:
+        while ciphertext := self._machine.take():
+            self.sent += len(ciphertext)
+            n = 0
+            if not self._unsent:
+                try:
+                    n = self._sock.send(ciphertext)
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    self._gone(error)
+                    return False
+            if n < len(ciphertext):
+                self._unsent.append(memoryview(ciphertext)[n:])
+            if len(ciphertext) < TAKE:
+                break
+        return True
+
+    def _gone(self, error: OSError) -> None:
+        self.core.outgoing.clear()
+        self._drop_batch()
+        self.close(f"the peer at {self.peer_address} is gone: {error.strerror}")
+
+    def _resume(self) -> None:
+        while self._unsent:
+            piece = self._unsent[0]
+            try:
+                n = self._sock.send(piece)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._gone(error)
+                return
+            if n < len(piece):
+                self._unsent[0] = piece[n:]
+                return
+            self._unsent.popleft()
+        self.touch()
+
+    # ---- from the peer
+
+    def _ready(self, mask: int) -> None:
+        if mask & WRITE and self._unsent:
+            self._resume()
+        if mask & (READ | GONE) and not self.closed:
+            self._read(_READS, bool(mask & (HALF_CLOSED | GONE)))
+
+    def _read(self, reads: int = _READS, ending: bool = False) -> None:
+        buffer = self.relay.received
+        for _ in range(reads):
+            if self.closed:
+                return
+            try:
+                n = self._sock.recv_into(buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._gone(error)
+                return
+            if n == 0:
+                self.close(f"the peer at {self.peer_address} closed the tunnel")
+                return
+            self.received += n
+            self.heard = time.monotonic()
+            self._machine.feed(buffer[:n])
+            self._decrypt()
+            # Fewer bytes than asked for: the socket is empty, and a further arrival will be a new edge.
+            if n < BUFFER and not ending:
+                return
+        self.relay.again(self._read)
+
+    def _decrypt(self) -> None:
+        buffer = self.relay.opened
+        more = True
+        while more and not self.closed:
+            n = 0
+            try:
+                while n <= BUFFER - RECORD:
+                    got = self._machine.read_into(buffer[n : n + RECORD])
+                    if not got:
+                        more = False
+                        break
+                    n += got
+            except TlsClosed:
+                self._act(buffer[:n])
+                self.close("")
+                return
+            except TlsError as error:
+                self._act(buffer[:n])
+                self.close(f"the peer at {self.peer_address} broke TLS: {error}")
+                return
+            if n:
+                self._act(buffer[:n])
+
+    def _act(self, data: memoryview) -> None:
+        if not data or self.closed:
+            return
+        try:
+            events = self.core.receive(data)
+        except ProtocolError as error:
+            self.close(f"the peer at {self.peer_address} broke HTTP/2: {error}")
+            return
+        owners: list[Owner] = []
+        ended = False
+        for event in events:
+            match event:
+                case Data(stream, payload):
+                    stream.owner.receive(payload)
+                    if not owners or owners[-1] is not stream.owner:
+                        owners.append(stream.owner)
+                case Ended(stream):
+                    stream.owner.ended()
+                    owners.append(stream.owner)
+                    ended = True
+                case Reset(stream, code):
+                    stream.owner.reset(code)
+                    ended = True
+                case Answered(stream, status):
+                    stream.owner.answered(status)
+                    ended |= status != 200
+                case Asked(stream):
+                    self._watcher.asked(self, event)
+                case Writable(stream):
+                    for each in [stream] if stream else list(self.core.streams.values()):
+                        if each.owner is not None:
+                            each.owner.pump()
+                case Settled():
+                    self._watcher.roomier(self)
+                case GoAway(_, unseen):
+                    self._watcher.leaving(self)
+                    for stream in unseen:
+                        stream.owner.broken("the peer is going away and did not look at it")
+        for owner in owners:
+            owner.deliver()
+        if self.core.outgoing:
+            self.touch()
+        if ended and not self.closed:
+            self.freed()
+
+    # ---- as a whole
+
+    def freed(self) -> None:
+        """A stream may have ended: tell who waits for room, and finish draining."""
+        if self.core.streams:
+            self.idle_since = None
+        elif self.core.draining:
+            self.close("")
+            return
+        elif self.idle_since is None:
+            self.idle_since = time.monotonic()
+        self._watcher.roomier(self)
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life."""
+        self.core.ping()
+        self.touch()
+
+    def drain(self) -> None:
+        """Take no new streams and close when the last has ended."""
+        self.core.drain()
+        self._watcher.leaving(self)
+        if self.core.streams:
+            self.touch()
+        else:
+            self.close("")
+
+    def close(self, reason: str) -> None:
+        """End the tunnel and whatever it still carries."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.core.outgoing or self._batch is not None:
+            self._encrypt()  # last words, which a peer that is gone does not hear
+        self._drop_batch()
+        self._machine.close()
+        if not self._unsent and (goodbye := self._machine.take()):
+            try:
+                self._sock.send(goodbye)
+            except OSError:
+                pass
+        self.relay.unregister(self._fd)
+        self._sock.close()
+        self._waiting.clear()
+        self._watcher.leaving(self)
+        for stream in list(self.core.streams.values()):
+            if stream.owner is not None:
+                stream.owner.broken(reason or "the tunnel was closed")
