@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from agent.book import Book, Entry
 from agent.connections import Verdict
-from agent.relay.loop import EDGE, GONE, HALF_CLOSED, READ, WRITE
+from agent.relay.loop import BROKEN, EDGE, GONE, HALF_CLOSED, READ, WRITE
 from agent.tunnel import frames
 from agent.tunnel.stream import Stream
 
@@ -107,6 +107,9 @@ class Leg:
         if self._connecting:
             if not mask & (WRITE | GONE) or not self._connected():
                 return
+        if mask & BROKEN:
+            self._lost("the application reset the connection")
+            return
         if mask & WRITE and self._pending:
             self._resume()
         if mask & (READ | GONE) and not self._closed:

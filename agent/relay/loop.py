@@ -29,9 +29,10 @@ _EVENTS = 512
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET
-GONE = select.EPOLLHUP | select.EPOLLERR
+BROKEN = select.EPOLLERR
+GONE = select.EPOLLHUP | BROKEN
 HALF_CLOSED = select.EPOLLRDHUP
-SHARED = 1 << 28  # EPOLLEXCLUSIVE: wake one worker, not all
+ACCEPT = select.EPOLLIN | 1 << 28  # EPOLLEXCLUSIVE: of several workers wake one
 
 Handler = Callable[[int], None]
 

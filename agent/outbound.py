@@ -1,0 +1,93 @@
+"""Captured connections on their way out of a local workload."""
+
+import os
+import socket
+
+from agent.book import Book, Entry
+from agent.connections import Direction, Party, Security, Verdict
+from agent.inbound import Inbound, endpoint
+from agent.relay.leg import Leg, abort
+from agent.relay.loop import Relay
+from agent.route import Direct, Local, Refuse, Tunnel, route
+from agent.snapshot import Snapshot
+from agent.tunnel.headers import Connect
+from agent.tunnel.link import Link
+from agent.tunnel.pool import Key, Pool
+from ca.resources.metadata import Key as ResourceKey
+from redirect.origdst import NotRedirected, original_destination
+
+
+class _Opening:
+    """A captured connection that waits for a tunnel (pool.Waiter and book.Carrier); then a Leg takes over."""
+
+    __slots__ = ("_ask", "_book", "_entry", "_relay", "_sock", "received", "sent")
+
+    def __init__(self, relay: Relay, sock: socket.socket, book: Book, entry: Entry, ask: Connect) -> None:
+        self._relay, self._sock, self._book, self._entry, self._ask = relay, sock, book, entry, ask
+        self.sent = self.received = 0
+        entry.carrier = self
+
+    def linked(self, link: Link) -> None:
+        if self._entry.carrier is not self:
+            return  # ended while it waited
+        self._entry.tunnel = link.number
+        Leg(self._sock, link, link.core.open(self._ask), self._book, self._entry)
+        link.touch()
+
+    def failed(self, reason: str) -> None:
+        self.abort(reason, Verdict.FAILED)
+
+    def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
+        if self._entry.carrier is self:
+            self._entry.carrier = None
+            abort(self._sock)
+            self._book.close(self._entry, verdict, reason)
+
+
+class Outbound:
+    """Takes over what the capture listeners accept. `snapshot` is replaced by the worker."""
+
+    def __init__(self, relay: Relay, book: Book, pool: Pool, inbound: Inbound) -> None:
+        self._relay, self._book, self._pool, self._inbound = relay, book, pool, inbound
+
+    def captured(self, snapshot: Snapshot, workload: str, sock: socket.socket, peer: tuple[str, int]) -> None:
+        """A connection arrived at the socket kept for `workload` (namespace/name)."""
+        namespace, _, name = workload.partition("/")
+        source = snapshot.here.get(ResourceKey("Workload", namespace, name))
+        domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
+        identity = source.identity(domain) if source else None
+        party = Party(workload, str(identity or ""), endpoint(*peer[:2]))
+        entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, party)
+        try:
+            address, port = original_destination(sock)
+        except (NotRedirected, OSError) as error:
+            self._refuse(sock, entry, str(error))
+            return
+        entry.destination = Party(address=endpoint(address, port))
+        if source is None or identity is None:
+            self._refuse(sock, entry, f"{workload} is no longer enrolled here")
+            return
+        match route(snapshot, address, port):
+            case Refuse(reason):
+                self._refuse(sock, entry, reason)
+            case Direct():
+                self._inbound.dial(snapshot, sock, address, port, [entry], via=source)
+            case Local(destination):
+                entry.security = Security.LOCAL
+                self._inbound.local(snapshot, sock, peer[0], entry, identity, destination, (address, port))
+            case Tunnel(destination, expected, node, tunnel_port):
+                entry.security = Security.MTLS
+                entry.destination = Party(destination.title, str(expected), endpoint(address, port))
+                entry.trace = os.urandom(16).hex()
+                ask = Connect(
+                    endpoint(address, port),
+                    f"k8s.namespace.name={namespace},service.name={name}",
+                    f'for="{endpoint(*peer[:2])}"',
+                    f"00-{entry.trace}-{os.urandom(8).hex()}-01",
+                )
+                opening = _Opening(self._relay, sock, self._book, entry, ask)
+                self._pool.ask(Key(identity, expected, node, tunnel_port), opening)
+
+    def _refuse(self, sock: socket.socket, entry: Entry, reason: str) -> None:
+        abort(sock)
+        self._book.close(entry, Verdict.REFUSED, reason)

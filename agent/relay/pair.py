@@ -1,0 +1,152 @@
+"""A pair: two sockets joined without a tunnel, for connections that stay on this node or leave it in plaintext.
+
+The same rules as a leg's: half-closes travel both ways for themselves, a reset stays a reset, what one side does not
+take is kept (at most one BUFFER) and stops the reading on the other. The pair owns both sockets.
+"""
+
+import os
+import socket
+from functools import partial
+
+from agent.book import Book, Entry
+from agent.connections import Verdict
+from agent.relay.leg import abort
+from agent.relay.loop import BROKEN, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
+
+_TURN = BUFFER
+"""Bytes one side may move in one round."""
+
+
+class _Side:
+    """One socket of the pair, and what is on its way from here to the other side."""
+
+    __slots__ = ("eof", "fd", "half_closed", "moved", "other", "pending", "readable", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.fd = sock, sock.fileno()
+        self.other = self
+        self.readable = self.half_closed = self.eof = False
+        self.pending = memoryview(b"")
+        self.moved = 0
+
+
+class Pair:
+    """`caller` is connected, `callee` is connecting; the entries (one or, within a node, one for each end) are closed
+    with the pair."""
+
+    __slots__ = ("_book", "_callee", "_caller", "_closed", "_connecting", "_entries", "_relay")
+
+    def __init__(
+        self,
+        relay: Relay,
+        caller: socket.socket,
+        callee: socket.socket,
+        book: Book,
+        entries: list[Entry],
+    ) -> None:
+        self._relay, self._book, self._entries = relay, book, entries
+        self._caller, self._callee = _Side(caller), _Side(callee)
+        self._caller.other, self._callee.other = self._callee, self._caller
+        self._connecting, self._closed = True, False
+        for entry in entries:
+            entry.carrier = self
+        for side in (self._caller, self._callee):
+            relay.register(side.fd, partial(self._ready, side), READ | WRITE | EDGE)
+
+    @property
+    def sent(self) -> int:
+        return self._caller.moved
+
+    @property
+    def received(self) -> int:
+        return self._callee.moved
+
+    def _ready(self, side: _Side, mask: int) -> None:
+        if self._closed:
+            return
+        if self._connecting and side is self._callee and mask & (WRITE | GONE):
+            error = side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                where = self._entries[-1].destination.address
+                self.abort(f"nobody accepts at {where}: {os.strerror(error)}", Verdict.FAILED)
+                return
+            self._connecting = False
+            for entry in self._entries:
+                self._book.open(entry)
+            self._move(self._caller)
+        elif mask & BROKEN:
+            self.abort("one side reset the connection", Verdict.ALLOWED)
+            return
+        if mask & (READ | GONE):
+            side.readable = True
+            side.half_closed |= bool(mask & (HALF_CLOSED | GONE))
+            self._move(side)
+        if mask & WRITE and side.other.pending and not self._closed:
+            self._move(side.other)
+
+    def _move(self, side: _Side) -> None:
+        """Move bytes from `side` to its other side."""
+        if self._closed or self._connecting:
+            return
+        buffer, turn = self._relay.received, _TURN
+        try:
+            if side.pending and not self._send(side, side.pending):
+                return
+            while side.readable and not side.eof:
+                if turn <= 0:
+                    self._relay.again(partial(self._move, side))
+                    return
+                try:
+                    n = side.sock.recv_into(buffer)
+                except BlockingIOError:
+                    side.readable = False
+                    return
+                if n == 0:
+                    side.eof = True
+                    side.other.sock.shutdown(socket.SHUT_WR)
+                    self._finish()
+                    return
+                turn -= n
+                if n < BUFFER:
+                    side.readable = side.half_closed
+                if not self._send(side, buffer[:n]):
+                    return
+        except OSError as error:
+            self.abort(f"one side reset the connection ({error.strerror})", Verdict.ALLOWED)
+
+    def _send(self, side: _Side, data: memoryview) -> bool:
+        """Hand `data` to the other side; keep what it does not take, and say whether it took all."""
+        n = 0
+        try:
+            n = side.other.sock.send(data)
+        except BlockingIOError:
+            pass
+        side.moved += n
+        if n == len(data):
+            side.pending = memoryview(b"")
+            return True
+        side.pending = memoryview(bytes(data[n:]))
+        return False
+
+    def _finish(self) -> None:
+        if self._caller.eof and self._callee.eof:
+            self._leave()
+            self._caller.sock.close()
+            self._callee.sock.close()
+            for entry in self._entries:
+                self._book.close(entry)
+
+    def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
+        """End the connection at once, both ways, with a reset."""
+        if self._closed:
+            return
+        self._leave()
+        abort(self._caller.sock)
+        abort(self._callee.sock)
+        for entry in self._entries:
+            self._book.close(entry, verdict, reason)
+
+    def _leave(self) -> None:
+        self._closed = True
+        self._relay.unregister(self._caller.fd)
+        self._relay.unregister(self._callee.fd)

@@ -1,0 +1,86 @@
+"""Where a captured connection goes. Pure: facts in, a decision with its reason out."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from agent.snapshot import Snapshot
+from ca.identity import WorkloadIdentity
+from ca.resources.mesh import Egress
+from ca.resources.workload import NEVER_CAPTURED, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The destination is a workload of this node: no tunnel, the same checks."""
+
+    destination: Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """Through a tunnel to the node at (`address`, `port`), which must prove to be `identity`."""
+
+    destination: Workload
+    identity: WorkloadIdentity
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """In plaintext to where it was going: no workload of the mesh is there."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Not at all."""
+
+    reason: str
+
+
+Decision = Local | Tunnel | Direct | Refuse
+
+
+def here(snapshot: Snapshot, address: str, port: int) -> Workload | Refuse | None:
+    """The enrolled workload of this node that (address, port) belongs to, if any.
+
+    A workload that shares its node's address is also meant by every other address of the node, loopback included.
+    """
+    found = [w for w in snapshot.at(address, port) if w.spec.node == snapshot.node]
+    if not found:
+        node = snapshot.nodes.get(snapshot.node)
+        shared = node.spec.address if node else ""
+        found = [w for w in snapshot.here.values() if port in w.spec.ports and shared and snapshot.address(w) == shared]
+    if len(found) > 1:
+        return Refuse(f"{' and '.join(w.title for w in found)} both claim {address} port {port}: make the ports differ")
+    return found[0] if found else None
+
+
+def route(snapshot: Snapshot, address: str, port: int) -> Decision:
+    """Where a connection of an enrolled local workload to (address, port) goes."""
+    mesh = snapshot.mesh
+    if mesh is None:
+        return Refuse("the node has no view of the mesh yet")
+    if port in NEVER_CAPTURED:
+        return Refuse(f"port {port} is one of Culvert's own")
+    found = snapshot.at(address, port)
+    if not found and ipaddress.ip_address(address).is_loopback:
+        local = here(snapshot, address, port)
+        if isinstance(local, Refuse):
+            return local
+        found = (local,) if local else ()
+    if len(found) > 1:
+        return Refuse(f"{' and '.join(w.title for w in found)} both claim {address} port {port}: make the ports differ")
+    if not found:
+        if mesh.spec.egress is Egress.REGISTRY_ONLY:
+            return Refuse(f"no workload of the mesh serves {address} port {port}, and egress is registry-only")
+        return Direct(f"no workload of the mesh serves {address} port {port}")
+    destination = found[0]
+    if destination.spec.node == snapshot.node:
+        return Local(destination)
+    node = snapshot.nodes.get(destination.spec.node)
+    if node is None or not node.spec.address:
+        return Refuse(f"{destination.title} is on node {destination.spec.node}, which has not joined yet")
+    return Tunnel(destination, destination.identity(mesh.spec.trust_domain), node.spec.address, node.spec.tunnel_port)

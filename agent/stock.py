@@ -1,0 +1,66 @@
+"""Sockets made inside other network namespaces, kept in stock.
+
+A socket belongs for ever to the namespace it was made in, and entering one needs CAP_SYS_ADMIN, which no worker has. So
+the supervisor makes them ahead, and the worker asks for more when half are gone.
+"""
+
+import socket
+from collections import deque
+from collections.abc import Callable
+
+FULL = 64
+"""Sockets asked for at once, for each workload and address family: a burst of that many connects waits for nothing."""
+
+
+class Stocks:
+    """By workload (namespace/name) and address family. Owns the sockets until they are taken."""
+
+    def __init__(self, want: Callable[[str, int, int], None]) -> None:
+        """`want(workload, family, count)` asks the supervisor for more."""
+        self._want = want
+        self._shelves: dict[tuple[str, int], deque[socket.socket]] = {}
+        self._ordered: dict[tuple[str, int], int] = {}
+        self._names: frozenset[str] = frozenset()
+
+    def serve(self, workloads: list[str]) -> None:
+        """From now on these live in namespaces of their own, and no others."""
+        self._names = frozenset(workloads)
+        for shelf in [s for s in self._shelves if s[0] not in self._names]:
+            for sock in self._shelves.pop(shelf):
+                sock.close()
+            self._ordered.pop(shelf, None)
+        for name in workloads:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                self._order((name, family))
+
+    def needed(self, workload: str) -> bool:
+        """Whether the workload can be dialled from inside its namespace only."""
+        return workload in self._names
+
+    def add(self, workload: str, family: int, fds: list[int]) -> None:
+        """Fresh sockets from the supervisor."""
+        socks = [socket.socket(fileno=fd) for fd in fds]
+        shelf = (workload, family)
+        if workload not in self._names:
+            for sock in socks:
+                sock.close()
+            return
+        self._ordered[shelf] = max(0, self._ordered.get(shelf, 0) - len(socks))
+        for sock in socks:
+            sock.setblocking(False)
+        self._shelves.setdefault(shelf, deque()).extend(socks)
+
+    def take(self, workload: str, family: int) -> socket.socket | None:
+        """A socket to dial with; None if the workload has no namespace of its own, or the shelf is empty just now."""
+        if workload not in self._names:
+            return None
+        shelf = self._shelves.get((workload, family))
+        sock = shelf.popleft() if shelf else None
+        self._order((workload, family))
+        return sock
+
+    def _order(self, shelf: tuple[str, int]) -> None:
+        have = len(self._shelves.get(shelf, ())) + self._ordered.get(shelf, 0)
+        if have <= FULL // 2:
+            self._ordered[shelf] = self._ordered.get(shelf, 0) + FULL - have
+            self._want(*shelf, FULL - have)

@@ -1,0 +1,236 @@
+"""A worker: the process that carries connections. It parses what strangers send, and is trusted with little.
+
+`python -m agent.worker FD`: the supervisor's socketpair is FD. Everything else (identity of the node, certificates, the
+mesh view, listening sockets) comes through it; see `messages`. The worker ends when the supervisor does.
+"""
+
+import os
+import socket
+import sys
+import time
+from functools import partial
+from typing import cast
+
+import trio
+
+from agent import privileges
+from agent.book import Book
+from agent.channel import Channel, ChannelClosedError, worker_end
+from agent.connections import Tunnel, Verdict
+from agent.credentials import Credentials
+from agent.inbound import Inbound, Marks
+from agent.listeners import Listeners
+from agent.messages import (
+    FROM_WORKER,
+    TO_WORKER,
+    Active,
+    Closed,
+    Configure,
+    Drain,
+    Forget,
+    FromWorker,
+    Identity,
+    Inquire,
+    Listen,
+    Namespaced,
+    Notice,
+    Opened,
+    Ready,
+    Role,
+    Roots,
+    Stock,
+    StockWanted,
+    Tables,
+    Unlisten,
+    View,
+)
+from agent.outbound import Outbound
+from agent.rejudge import rejudge
+from agent.relay.loop import Relay
+from agent.snapshot import Snapshot
+from agent.stock import Stocks
+from agent.tunnel.arrivals import Arrivals
+from agent.tunnel.link import Link
+from agent.tunnel.pool import IDLE, Pool, Shared
+from ca.contract import ResourceName
+from ca.resources.kinds import decode_known
+from ca.resources.metadata import Key
+
+_TELL = 0.05  # seconds over which opened and closed connections are gathered into one message
+_QUEUE = 4096  # messages for the supervisor that may wait; records beyond it are dropped and counted
+_PING, _LOST = 10.0, 20.0  # seconds of silence after which a tunnel is pinged, and given up
+
+
+class Worker:
+    """Wires the parts together and feeds them what the supervisor says."""
+
+    def __init__(self, channel: "Channel[FROM_WORKER, TO_WORKER]", config: Configure, nursery: trio.Nursery) -> None:
+        self._channel = channel
+        self.snapshot = Snapshot(config.node)
+        self.relay = Relay()
+        self._news = trio.Event()
+        self.book = Book(config.worker, lambda: self._news.set())
+        self._outbox, self._queue = trio.open_memory_channel[FROM_WORKER](_QUEUE)
+        self.credentials = Credentials(lambda: self.snapshot)
+        self.stocks = Stocks(lambda name, family, count: self.say(StockWanted(name, family, count)))
+        inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark))
+        shared = Shared()
+        self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
+        self.arrivals = Arrivals(
+            self.relay,
+            self.credentials,
+            shared,
+            nursery,
+            worker=config.worker,
+            asked=lambda link, asked: inbound.asked(self.snapshot, link, asked),
+            refused=lambda peer, why: self.say(Notice("warning", "tunnel_refused", {"peer": peer, "reason": why})),
+        )
+        outbound = Outbound(self.relay, self.book, self.pool, inbound)
+        self.listeners = Listeners(
+            self.relay,
+            {
+                Role.OUTBOUND: lambda name, sock, peer: outbound.captured(self.snapshot, name, sock, peer),
+                Role.PLAINTEXT: lambda name, sock, peer: inbound.plaintext(self.snapshot, name, sock, peer),
+                Role.TUNNEL: lambda _name, sock, peer: self.arrivals.arrived(sock, peer),
+            },
+        )
+        self._nursery = nursery
+
+    def say(self, message: FromWorker) -> None:
+        """Queue a message for the supervisor; one too many is lost rather than waited for."""
+        try:
+            self._outbox.send_nowait(cast(FROM_WORKER, message))
+        except trio.WouldBlock:
+            if isinstance(message, Closed):
+                self.book.dropped += len(message.connections) + message.dropped
+
+    async def run(self) -> None:
+        """Serve until the supervisor is gone or a drain is over."""
+        self._nursery.start_soon(self.relay.run)
+        self._nursery.start_soon(self._tell)
+        self._nursery.start_soon(self._send)
+        self._nursery.start_soon(self._tick)
+        self.say(Ready(os.getpid()))
+        try:
+            while True:
+                message, fds = await self._channel.receive()
+                self._act(message, fds)
+        except ChannelClosedError:
+            self._nursery.cancel_scope.cancel()
+
+    def _act(self, message: TO_WORKER, fds: list[int]) -> None:
+        match message:
+            case View():
+                self._view(message)
+            case Roots(pem):
+                self.credentials.trust(pem)
+            case Identity(uri, chain, key):
+                self.credentials.put(uri, chain, key)
+            case Forget(uri):
+                self.credentials.forget(uri)
+                for link in [x for x in self.links if str(x.local) == uri]:
+                    link.close("its identity is no longer held here")
+            case Listen(number, role, workload):
+                self.listeners.add(number, role, workload, socket.socket(fileno=fds.pop()))
+            case Unlisten(number):
+                self.listeners.remove(number)
+            case Namespaced(workloads):
+                self.stocks.serve(workloads)
+            case Stock(workload, family):
+                self.stocks.add(workload, family, fds)
+                fds = []
+            case Inquire(number):
+                self.say(Tables(number, [e.record() for e in self.book.live.values()], self._tunnels(), self._gauges()))
+            case Drain(seconds):
+                self._nursery.start_soon(self._drain, seconds)
+            case Configure():
+                pass  # once, at the start
+        for fd in fds:
+            os.close(fd)
+
+    def _view(self, view: View) -> None:
+        before = Snapshot(self.snapshot.node) if view.reset else self.snapshot
+        put = list(decode_known(view.put))
+        delete = [_key(name) for name in view.delete]
+        after = before.apply(view.revision, put, delete)
+        self.snapshot, before = after, self.snapshot
+        rejudge(self.book, before, after, None if view.reset else {*(r.key for r in put), *delete})
+        self.say(Active(view.revision))
+
+    @property
+    def links(self) -> list[Link]:
+        """Every tunnel, whoever dialled it."""
+        return [*self.pool.links, *self.arrivals.links]
+
+    def _tunnels(self) -> list[Tunnel]:
+        return [link.describe() for link in self.links]
+
+    def _gauges(self) -> dict[str, float]:
+        return {"connections": len(self.book.live), "tunnels": len(self.links)}
+
+    # ---- tasks
+
+    async def _send(self) -> None:
+        try:
+            async for message in self._queue:
+                await self._channel.send(message)
+        except ChannelClosedError:
+            self._nursery.cancel_scope.cancel()
+
+    async def _tell(self) -> None:
+        while True:
+            await self._news.wait()
+            await trio.sleep(_TELL)
+            self._news = trio.Event()
+            opened, closed, dropped = self.book.take()
+            if opened:
+                self.say(Opened(opened))
+            if closed or dropped:
+                self.say(Closed(closed, dropped))
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(1)
+            now = time.monotonic()
+            for link in self.links:
+                link.core.tick()
+                silent = now - link.heard
+                if silent > _LOST and link.core.pinged:
+                    link.close(f"the peer at {link.peer_address} has been silent for {silent:.0f} s")
+                elif silent > _PING and not link.core.pinged:
+                    link.ping()
+                elif link.idle_since is not None and now - link.idle_since > IDLE:
+                    link.close("")
+
+    async def _drain(self, seconds: float) -> None:
+        self.listeners.close()
+        for link in self.links:
+            link.drain()
+        with trio.move_on_after(seconds):
+            while self.book.live:
+                await self._news.wait()
+                await trio.sleep(_TELL)
+        for entry in list(self.book.live.values()):
+            if entry.carrier:
+                entry.carrier.abort("the agent stopped and its drain time is over", Verdict.FAILED)
+        await trio.sleep(2 * _TELL)
+        self._nursery.cancel_scope.cancel()
+
+
+def _key(name: ResourceName) -> Key:
+    return Key(name.kind, name.namespace, name.name)
+
+
+async def serve(fd: int) -> None:
+    """Be the worker at the other end of `fd`."""
+    channel = worker_end(socket.socket(fileno=fd))
+    first, _ = await channel.receive()
+    if not isinstance(first, Configure):
+        raise SystemExit("culvert worker: the supervisor must speak first: start it with `culvert agent run`")
+    privileges.drop(first.uid, first.gid, privileges.CAP_NET_RAW)
+    async with trio.open_nursery() as nursery:
+        await Worker(channel, first, nursery).run()
+
+
+if __name__ == "__main__":
+    trio.run(partial(serve, int(sys.argv[1])))
