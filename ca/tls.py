@@ -71,7 +71,7 @@ def context(
     verify = SSL.VERIFY_PEER
     if server and peer_certificate:
         verify |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-    ctx.set_verify(verify)
+    ctx.set_verify(verify, _judge)
     if alpn and server:
         ctx.set_alpn_select_callback(
             lambda _conn, offered: alpn if alpn in offered else b""  # "": a fatal no_application_protocol alert
@@ -79,6 +79,29 @@ def context(
     elif alpn:
         ctx.set_alpn_protos([alpn])
     return ctx
+
+
+_FAULTS: dict[int, str] = {
+    9: "is not valid before {begin}: are the clocks of both machines right?",
+    10: "ended at {end}: was it not renewed, or is a clock wrong?",
+    18: "is signed by itself, not by a root that is trusted here",
+    19: "leads to no root that is trusted here: is the peer of another mesh?",
+    20: "leads to no root that is trusted here: is the peer of another mesh?",
+    21: "leads to no root that is trusted here: is the peer of another mesh?",
+    26: "is not made for this side of TLS",
+}
+"""What OpenSSL's verification errors (X509_V_ERR_...) mean to an operator."""
+
+
+def _judge(_connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
+    """Leave the verdict to OpenSSL, but say what it found: by itself it only says `certificate verify failed`."""
+    if ok:
+        return True
+    seen = cert.to_cryptography()
+    times = {"begin": f"{seen.not_valid_before_utc:%F %H:%M} UTC", "end": f"{seen.not_valid_after_utc:%F %H:%M} UTC"}
+    said = _FAULTS.get(fault, f"is not acceptable (X.509 verification error {fault})").format(**times)
+    whose = "an issuer of the peer's certificate" if depth and fault in (9, 10) else "the peer's certificate"
+    raise TlsError(f"{whose} {said}")
 
 
 def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:

@@ -86,11 +86,17 @@ def test_both_ends_know_each_other_and_carry_bytes(step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "roots"), [(STRANGER, ROOT), (None, ROOT), (CLIENT, OTHER_ROOT)], ids=["foreign", "nobody", "distrusts"]
+    ("client", "roots", "why"),
+    [
+        (STRANGER, ROOT, "leads to no root that is trusted here"),
+        (None, ROOT, "peer did not return a certificate"),
+        (CLIENT, OTHER_ROOT, "leads to no root that is trusted here"),
+    ],
+    ids=["foreign", "nobody", "distrusts"],
 )
-def test_whoever_cannot_prove_itself_is_refused(client: Pair | None, roots: Pair) -> None:
+def test_whoever_cannot_prove_itself_is_refused(client: Pair | None, roots: Pair, why: str) -> None:
     here, there = ends(client=client, client_roots=roots)
-    with pytest.raises(TlsError):
+    with pytest.raises(TlsError, match=why):
         shake(here, there)
 
 
