@@ -68,13 +68,14 @@ def load(
     program: type[S],
     *,
     file: Path | None = None,
+    below: Path | None = None,
     environ: Mapping[str, str],
     flags: Mapping[str, object] | None = None,
     must_exist: bool = False,
     prefix: str = "CULVERT_",
 ) -> Loaded[S]:
     """Put the layers together. `flags` has dotted keys; a flag of None was not given. A `file` that is absent counts
-    as empty unless `must_exist`. Raises SettingsError with every fault."""
+    as empty unless `must_exist`; what it does not say, the file `below` may. Raises SettingsError with every fault."""
     known = {s.key: s for s in describe(program, prefix)}
     values = {s.key: s.default for s in known.values() if s.default is not msgspec.NODEFAULT}
     origins = dict.fromkeys(values, "default")
@@ -88,12 +89,13 @@ def load(
         except (msgspec.ValidationError, ValueError) as e:
             faults.append(f"{place}: {key} = {_shown(raw)}: {_cause(e)}")
 
-    for line, key, raw in _read(file, must_exist, faults) if file else ():
-        place = f"{file}:{line}" if line else str(file)
-        if key in known:
-            take(key, raw, place, place, strict=True)
-        else:
-            faults.append(f"{place}: {_unknown(key, known)}")
+    for path, needed in ((below, False), (file, must_exist)):
+        for line, key, raw in _read(path, needed, faults) if path else ():
+            place = f"{path}:{line}" if line else str(path)
+            if key in known:
+                take(key, raw, place, place, strict=True)
+            else:
+                faults.append(f"{place}: {_unknown(key, known)}")
     for setting in known.values():
         if (text := environ.get(setting.variable)) is not None:
             raw = [p.strip() for p in text.split(",") if p.strip()] if _is_list(setting.type) else text

@@ -1,0 +1,223 @@
+"""What the centre does: every call of the contract as a plain method, whoever asks.
+
+One change at a time: `change` works on the latest State, the store has it on disk, and only then it is answered and
+shown to the watchers. The store blocks, so its work goes to a thread; trio lets a thread finish even when the caller is
+cancelled, so a change that reached the disk always reaches the State too.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import structlog
+import trio
+
+from ca import registry, x509
+from ca.authority import Authority, Chain, Refused
+from ca.contract import (
+    ApplyResponse,
+    JoinRequest,
+    JoinResponse,
+    Listing,
+    SignResponse,
+    Status,
+    TokenResponse,
+)
+from ca.feed import Feed
+from ca.identity import NodeIdentity
+from ca.registry import Outcome, RegistryError, State
+from ca.resources.kinds import KINDS, Resource, encode
+from ca.resources.metadata import Key, Metadata
+from ca.resources.node import Node, NodeSpec
+from ca.resources.workload import canonical_address
+from ca.sessions import STALL, Sessions
+from ca.store import Batch, ConflictError, Store
+from ca.tokens import JoinToken, TokenError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Centre:
+    """State, authority and watchers of one mesh. `advertise` (HOST:PORT) goes into join tokens. Whoever opened the
+    store closes it, after the last call has ended."""
+
+    def __init__(
+        self,
+        store: Store,
+        authority: Authority,
+        *,
+        advertise: str,
+        tick: float = 0.05,
+        stall: float = STALL,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.authority = authority
+        self.advertise = advertise
+        self._store = store
+        self._clock = clock
+        self._changing = trio.Lock()
+        self._state = _restored(store)
+        self.feed = Feed(self._state, tick)
+        self.sessions = Sessions(self.feed, self.roots, clock, stall=stall)
+
+    @property
+    def state(self) -> State:
+        """The latest State, on disk already."""
+        return self._state
+
+    @property
+    def trust_domain(self) -> str:
+        """The mesh's."""
+        return self.authority.trust_domain
+
+    def roots(self) -> str:
+        """PEM of the roots to trust."""
+        return x509.pem(*self.authority.roots).decode()
+
+    async def apply(self, resources: Iterable[Resource], *, dry_run: bool = False) -> ApplyResponse:
+        """Put objects, all or none. RegistryError."""
+        wanted = list(resources)
+        return await self._changed(lambda state: registry.change(state, wanted), dry_run=dry_run)
+
+    async def delete(self, keys: Iterable[Key]) -> ApplyResponse:
+        """Delete objects, all or none. RegistryError."""
+        gone = list(keys)
+        return await self._changed(lambda state: registry.change(state, [], gone))
+
+    async def label(self, key: Key, labels: dict[str, str | None]) -> ApplyResponse:
+        """Set and remove labels of one object. RegistryError."""
+        return await self._changed(lambda state: registry.label(state, key, labels))
+
+    async def create_token(self, node: str, ttl: float) -> TokenResponse:
+        """A one-time token; its Node is made if there is none. Refused or RegistryError."""
+        made: list[JoinToken] = []
+        now = self._now()
+        ttl_s = _seconds(ttl)
+
+        def commit(batch: Batch) -> None:
+            made.append(self.authority.create_token(node, ttl_s, now, self.advertise, batch))
+
+        def invited(state: State) -> Outcome:
+            known = state.node(node)
+            try:
+                return registry.change(state, [known or Node(metadata=Metadata(node))])
+            except ValueError as e:
+                raise Refused(str(e)) from e
+
+        await self._changed(invited, commit=commit, always=True)
+        log.info("token-made", node=node, expires=(now + ttl_s).isoformat(timespec="seconds"))
+        return TokenResponse(str(made[0]), (now + ttl_s).timestamp())
+
+    async def join(self, request: JoinRequest) -> JoinResponse:
+        """A certificate for a token, and the address where the node can be dialled. Refused or RegistryError; in both
+        cases the token is still good."""
+        try:
+            token = JoinToken.parse(request.token)
+            spec = NodeSpec(canonical_address(request.address), request.tunnel_port)
+        except (TokenError, ValueError) as e:
+            raise Refused(str(e)) from e
+        made: list[Chain] = []
+
+        def commit(batch: Batch) -> None:
+            made.append(self.authority.redeem(token, request.csr, self._now(), batch))
+
+        def joined(state: State) -> Outcome:
+            known = state.node(token.node)
+            if known is None:
+                raise Refused(f"node {token.node} is no part of the mesh any more: have a new token made for it")
+            return registry.change(state, [msgspec.structs.replace(known, spec=spec)])
+
+        await self._changed(joined, commit=commit, always=True)
+        log.info("node-joined", node=token.node, address=request.address)
+        return JoinResponse(token.node, self.trust_domain, x509.pem(*made[0]).decode(), self.roots())
+
+    async def renew(self, node: NodeIdentity, csr: str) -> SignResponse:
+        """The node's next certificate. Refused."""
+        self._known(node)
+        return await self._signed(lambda: self.authority.renew_node(node, csr, self._now()))
+
+    async def sign(self, node: NodeIdentity, csr: str) -> SignResponse:
+        """A certificate for a workload of the node. Refused."""
+        self._known(node)
+        state = self._state
+        return await self._signed(
+            lambda: self.authority.sign_workload(node, csr, lambda i: state.hosts(node.name, i), self._now())
+        )
+
+    async def sign_operator(self, name: str, csr: str) -> SignResponse:
+        """A certificate for an operator, asked for at this machine. Refused."""
+        return await self._signed(lambda: self.authority.sign_operator(name, csr, self._now()))
+
+    def list(self, kind: str, namespace: str, name: str) -> Listing:
+        """The objects of a kind (all kinds if empty), narrowed by namespace and name unless those are empty."""
+        state = self._state
+        if kind and kind not in KINDS:
+            raise Refused(f"{kind!r} is no kind; known: {', '.join(KINDS)}")
+        keys = sorted(
+            k for k in state.objects if kind in ("", k.kind) and namespace in ("", k.namespace) and name in ("", k.name)
+        )
+        return Listing(state.revision, [msgspec.Raw(encode(state.objects[k])) for k in keys])
+
+    def status(self) -> Status:
+        """Every node and how far it is."""
+        state = self._state
+        workloads = sum(len(hosted) for hosted in state.hosted.values())
+        return Status(state.revision, self.trust_domain, self.sessions.status(state), workloads, self._clock())
+
+    def known(self, node: NodeIdentity) -> bool:
+        """Whether the mesh still has that node: a certificate outlives a deletion."""
+        return node.trust_domain == self.trust_domain and self._state.node(node.name) is not None
+
+    def _known(self, node: NodeIdentity) -> None:
+        if not self.known(node):
+            raise Refused(f"node {node.name} is no part of the mesh any more: join again with a new token")
+
+    async def _changed(
+        self,
+        make: Callable[[State], Outcome],
+        *,
+        commit: Callable[[Batch], None] | None = None,
+        always: bool = False,
+        dry_run: bool = False,
+    ) -> ApplyResponse:
+        """Make one change. `commit` writes the batch, the store's own by default; with `always` it is called even for
+        an empty one."""
+        async with self._changing:
+            try:
+                outcome = make(self._state)
+                changed = [str(k) for k in (*outcome.put, *outcome.deleted)]
+                if dry_run or (outcome.batch is None and not always):
+                    return ApplyResponse(self._state.revision, changed)
+                await trio.to_thread.run_sync(commit or self._store.commit, outcome.batch or Batch())
+            except ConflictError as e:
+                # Another centre on the same store was first. What it wrote is the truth to start from.
+                self._publish(await trio.to_thread.run_sync(_restored, self._store))
+                raise RegistryError([f"{e}: somebody changed the mesh at the same moment; try again"]) from e
+            self._publish(outcome.state)
+        if changed:
+            log.info("changed", revision=outcome.state.revision, objects=changed[:20], count=len(changed))
+        return ApplyResponse(outcome.state.revision, changed)
+
+    def _publish(self, state: State) -> None:
+        self._state = state
+        self.feed.publish(state)
+
+    async def _signed(self, sign: Callable[[], Chain]) -> SignResponse:
+        chain = await trio.to_thread.run_sync(sign)
+        log.info("signed", identity=str(x509.identity_of(chain[0])), until=chain[0].not_valid_after_utc.isoformat())
+        return SignResponse(x509.pem(*chain).decode(), self.roots())
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def _restored(store: Store) -> State:
+    return registry.restore(store.meta()["incarnation"], store.contents())
+
+
+def _seconds(ttl: float) -> timedelta:
+    try:
+        return timedelta(seconds=ttl)
+    except (OverflowError, ValueError) as e:
+        raise Refused(f"a token cannot live for {ttl} seconds") from e
