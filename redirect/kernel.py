@@ -1,0 +1,266 @@
+"""The table in the kernel: replaced in one transaction, read back, counted, watched, removed exactly. Blocking.
+
+The table has no OWNER or PERSIST flag, although those would keep `nft flush ruleset` from taking capture away: they
+also keep `nft delete table inet culvert` from working while we run, and that line must help those whose agent does not
+answer. A watch that restores the table takes milliseconds instead.
+"""
+
+import errno
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from redirect import routing
+from redirect.compare import compare
+from redirect.decode import decode_base, decode_group, decode_rule
+from redirect.encode import INET, Message, change_elements, remove_table, replace_table
+from redirect.explain import explain
+from redirect.frames import attribute, attributes
+from redirect.namespace import in_namespace
+from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink, Refused
+from redirect.plan import BYPASSED, CAPTURED, FROM, MESH, TABLE, Desired, Marks, endpoint_sets, plan
+from redirect.ruleset import Chain, Count, Rule, Ruleset, Set, VerdictMap
+from redirect.watch import SUBSYSTEM, Watch
+
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = 1, 4, 7, 10, 13, 16
+_TRIES = 20
+"""Of a listing that changes overtake."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Connections of one workload since capture began: sent to the agent, and left in the kernel."""
+
+    captured: int = 0
+    bypassed: int = 0
+
+
+class Kernel:
+    """The table of one network namespace: the caller's own, or `netns` (a name or path). Who opens it closes it.
+
+    Calls may come from any thread and wait for each other. Failures are CaptureError, with the kernel's own words, the
+    likely cause and the next step; an OSError or NamespaceError from opening means that there is no access at all.
+    """
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._netns = netns
+        self._lock = threading.Lock()
+        self._applied: Desired | None = None
+        self._generation: int | None = None
+        self._nft = self._inside(lambda: Netlink(NETFILTER))
+        try:
+            self._routes = self._inside(lambda: Netlink(ROUTE))
+        except BaseException:
+            self._nft.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves everything in the kernel as it is."""
+        self._nft.close()
+        self._routes.close()
+
+    def apply(self, desired: Desired, afresh: bool = False) -> None:
+        """Make the kernel do what is desired, all of it or nothing.
+
+        A change of mesh addresses alone touches those elements only. Anything else replaces the whole table, and so
+        does `afresh`, which is for tables that somebody else has changed. Counters go on from where they were.
+        """
+        ruleset = None
+        with self._lock:
+            if not afresh and self._change_mesh(desired):
+                return
+            try:
+                ruleset = self._with_counts(plan(desired))
+                self._commit(replace_table(ruleset))
+                self._applied = desired
+                routing.install(self._routes, desired.marks)
+            except Refused as refused:
+                self._applied = None
+                raise explain(refused) from refused
+
+    def differences(self, desired: Desired) -> list[str]:
+        """What in the kernel is not as desired, in words; empty when all is well."""
+        with self._lock:
+            try:
+                return [
+                    *compare(plan(desired), self._held()),
+                    *self._settled(lambda: list(routing.missing(self._routes, desired.marks))),
+                ]
+            except Refused as refused:
+                raise explain(refused) from refused
+
+    def held(self) -> Ruleset | None:
+        """The table as the kernel has it; None when there is none."""
+        with self._lock:
+            try:
+                return self._held()
+            except Refused as refused:
+                raise explain(refused) from refused
+
+    def remove(self, marks: Marks | None = None) -> None:
+        """No table, rule or route of ours afterwards, whether there were any or not. Nobody else's are touched."""
+        with self._lock:
+            try:
+                self._applied = None
+                self._commit(remove_table(TABLE))
+                routing.remove(self._routes, marks or Marks())
+            except Refused as refused:
+                raise explain(refused) from refused
+
+    def counters(self) -> dict[str, Counts]:
+        """By workload (namespace/name); empty without a table."""
+        with self._lock:
+            try:
+                totals = self._settled(self._totals)
+            except Refused as refused:
+                raise explain(refused) from refused
+        return {
+            chain.removeprefix(FROM): Counts(
+                captured=sum(c.packets for c in row.get(CAPTURED, [])),
+                bypassed=sum(c.packets for c in row.get(BYPASSED, [])),
+            )
+            for chain, row in totals.items()
+            if chain.startswith(FROM)
+        }
+
+    def watch(self) -> Watch:
+        """News of what others do to the table, from now on. Restore it with `apply(desired, afresh=True)`."""
+        return self._inside(lambda: Watch(TABLE, self._nft.port, self._unchanged))
+
+    def _inside(self, function: Callable[[], _T]) -> _T:
+        return in_namespace(self._netns, function) if self._netns else function()
+
+    def _commit(self, messages: list[Message]) -> None:
+        before = self._current_generation()
+        self._nft.transact(messages)
+        after = self._current_generation()
+        # Unless exactly one change was made meanwhile, some of it was not ours.
+        self._generation = after if after == before + 1 else None
+
+    def _unchanged(self) -> bool:
+        with self._lock:
+            return self._generation is not None and self._current_generation() == self._generation
+
+    def _current_generation(self) -> int:
+        answer = self._nft.ask(SUBSYSTEM << 8 | _GET_GENERATION, _header())
+        return int.from_bytes(dict(attributes((answer or b"")[4:])).get(1, b""), "big")
+
+    def _change_mesh(self, desired: Desired) -> bool:
+        """Whether it was enough to change elements."""
+        applied = self._applied
+        if applied is None or replace(desired, mesh=applied.mesh) != applied:
+            return False
+        gone = {s.name: s.elements for s in endpoint_sets(MESH, applied.mesh - desired.mesh)}
+        messages = [
+            message
+            for new in endpoint_sets(MESH, desired.mesh - applied.mesh)
+            if new.key is not None
+            for message in change_elements(TABLE, new.key, new.name, gone[new.name], new.elements)
+        ]
+        try:
+            if messages:
+                self._commit(messages)
+        except Refused:
+            # Somebody else changed the table: it is replaced, and whatever is truly wrong shows then.
+            return False
+        self._applied = desired
+        return True
+
+    def _with_counts(self, ruleset: Ruleset) -> Ruleset:
+        totals = self._settled(self._totals)
+        return replace(ruleset, chains=tuple(_continued(c, totals.get(c.name, {})) for c in ruleset.chains))
+
+    def _totals(self) -> dict[str, dict[str, list[Count]]]:
+        """What the counters stand at, by chain and comment."""
+        totals: dict[str, dict[str, list[Count]]] = {}
+        for chain, rule in self._rules():
+            for statement in rule.statements:
+                if isinstance(statement, Count):
+                    totals.setdefault(chain, {}).setdefault(rule.comment, []).append(statement)
+        return totals
+
+    def _held(self) -> Ruleset | None:
+        return self._settled(self._listing)
+
+    def _settled(self, listing: Callable[[], _T]) -> _T:
+        """A listing takes several requests: it counts only if nothing changed from the first to the last."""
+        for _ in range(_TRIES):
+            before = self._current_generation()
+            try:
+                found = listing()
+            except Interrupted:
+                continue
+            except Refused as refused:
+                # Something went away between two requests.
+                if refused.code != errno.ENOENT or self._current_generation() == before:
+                    raise
+                continue
+            if self._current_generation() == before:
+                return found
+        raise Refused.ours(errno.EBUSY, f"a listing of table {TABLE}: others keep changing tables")
+
+    def _listing(self) -> Ruleset | None:
+        if not any(row.get(1, b"").rstrip(b"\0") == TABLE.encode() for row in self._rows(_GET_TABLE)):
+            return None
+        groups = [self._group(row) for row in self._rows(_GET_SET, attribute(1, _text(TABLE)))]
+        rules: dict[str, list[Rule]] = {}
+        for chain, rule in self._rules():
+            rules.setdefault(chain, []).append(rule)
+        return Ruleset(
+            TABLE,
+            sets=tuple(g for g in groups if isinstance(g, Set)),
+            maps=tuple(g for g in groups if isinstance(g, VerdictMap)),
+            chains=tuple(
+                Chain(name, tuple(rules.get(name, ())), decode_base(row))
+                for row in self._rows(_GET_CHAIN)
+                if row.get(1, b"").rstrip(b"\0") == TABLE.encode() and (name := row[3].rstrip(b"\0").decode())
+            ),
+        )
+
+    def _group(self, row: dict[int, bytes]) -> Set | VerdictMap:
+        place = attribute(1, row[1]) + attribute(2, row[2])
+        # Elements come in messages of many; attribute 3 has them.
+        elements = [
+            element for message in self._rows(_GET_ELEMENTS, place) for _, element in attributes(message.get(3, b""))
+        ]
+        return decode_group(row, elements)
+
+    def _rules(self) -> list[tuple[str, Rule]]:
+        rows = self._rows(_GET_RULE, attribute(1, _text(TABLE)))
+        return [(row[2].rstrip(b"\0").decode(), decode_rule(row)) for row in rows]
+
+    def _rows(self, kind: int, filtered: bytes = b"") -> list[dict[int, bytes]]:
+        answers = self._nft.dump(SUBSYSTEM << 8 | kind, _header() + filtered)
+        return [dict(attributes(payload[4:])) for _, payload in answers]
+
+
+def _header() -> bytes:
+    return struct.pack("!BBH", INET, 0, 0)
+
+
+def _text(name: str) -> bytes:
+    return name.encode() + b"\0"
+
+
+def _continued(chain: Chain, totals: dict[str, list[Count]]) -> Chain:
+    """The chain with its counters starting at what those of the same comment have counted so far, in order.
+
+    Rules come and go with the settings: what is left over is added to the last, so that no total ever falls.
+    """
+    rest = {comment: list(counts) for comment, counts in totals.items()}
+    rules = list(chain.rules)
+    places: dict[str, list[int]] = {}
+    for number, rule in enumerate(rules):
+        if any(isinstance(s, Count) for s in rule.statements):
+            places.setdefault(rule.comment, []).append(number)
+    for comment, numbers in places.items():
+        counts = rest.get(comment, [])
+        for number in numbers:
+            mine, counts = (counts, []) if number == numbers[-1] else (counts[:1], counts[1:])
+            start = Count(sum(c.packets for c in mine), sum(c.bytes for c in mine))
+            statements = tuple(start if isinstance(s, Count) else s for s in rules[number].statements)
+            rules[number] = replace(rules[number], statements=statements)
+    return replace(chain, rules=tuple(rules))

@@ -1,0 +1,143 @@
+"""Ruleset -> the text `nft` would print, to be read before anything is done. Pure."""
+
+from collections.abc import Iterable, Iterator
+
+from redirect.ruleset import (
+    CT_DIRECTION,
+    CT_STATUS,
+    DADDR_TYPE,
+    L4PROTO,
+    MARK,
+    NFPROTO,
+    Base,
+    Code,
+    Count,
+    Dispatch,
+    Hook,
+    Match,
+    Member,
+    PutMark,
+    Redirect,
+    Reset,
+    Rule,
+    Ruleset,
+    Set,
+    Statement,
+    Unknown,
+    Verdict,
+    VerdictMap,
+)
+
+_NAMES = {
+    L4PROTO: {6: "tcp"},
+    NFPROTO: {2: "ipv4", 10: "ipv6"},
+    DADDR_TYPE: {2: "local"},
+    CT_DIRECTION: {0: "original", 1: "reply"},
+}
+SHOWN = 1000
+"""Elements of one set that are written out; a mesh can have 100,000."""
+
+
+def render(ruleset: Ruleset, shown: int = SHOWN) -> str:
+    """The table as `nft list table` would print it, with at most `shown` elements of a set.
+
+    `nft -f` understands it where no cgroups are involved, which nft reads as paths and the kernel has as numbers.
+    """
+    return "\n".join(
+        [f"table inet {ruleset.table} {{", *(f"\t{line}".rstrip() for line in _lines(ruleset, shown)), "}\n"]
+    )
+
+
+def _lines(ruleset: Ruleset, shown: int) -> Iterator[str]:
+    groups: tuple[Set | VerdictMap, ...] = (*ruleset.sets, *ruleset.maps)
+    for group in groups:
+        yield from _group(group, shown)
+    for chain in ruleset.chains:
+        yield f"chain {chain.name} {{"
+        if chain.base:
+            yield f"\t{render_base(chain.base)}"
+        for rule in chain.rules:
+            yield f"\t{render_rule(rule)}"
+        yield "}"
+
+
+def _group(group: Set | VerdictMap, shown: int) -> Iterator[str]:
+    key = group.key.text if group.key else "unknown"
+    if isinstance(group, Set):
+        yield f"set {group.name} {{"
+        yield f"\ttype {key}"
+        elements = sorted(group.elements)
+        texts = (show_element(group, e) for e in elements)
+    else:
+        yield f"map {group.name} {{"
+        yield f"\ttype {key} : verdict"
+        texts = (f"{show_element(group, e)} : {render_statement(v)}" for e, v in sorted(group.elements, key=_first))
+    if group.elements:
+        yield "\telements = {"
+        yield from (f"\t\t{text}," for text, _ in zip(texts, range(shown), strict=False))
+        if len(group.elements) > shown:
+            yield f"\t\t... and {len(group.elements) - shown} more"
+        yield "\t}"
+    yield "}"
+
+
+def _first(item: tuple[bytes, Verdict]) -> bytes:
+    return item[0]
+
+
+def show_element(group: Set | VerdictMap, element: bytes) -> str:
+    """An element as people read it."""
+    return group.key.show(element) if group.key else element.hex()
+
+
+def render_base(base: Base) -> str:
+    """Where a base chain sits."""
+    hook = Hook(base.hook).name.lower() if base.hook in tuple(Hook) else str(base.hook)
+    # nft has names for some priorities, but dstnat only where destinations are first rewritten.
+    names = {-150: "mangle", 0: "filter"} | ({-100: "dstnat"} if base.hook == Hook.PREROUTING else {})
+    policy = "accept" if base.accepts else "drop"
+    return f"type {base.type} hook {hook} priority {names.get(base.priority, base.priority)}; policy {policy};"
+
+
+def render_rule(rule: Rule) -> str:
+    """One rule without its table and chain."""
+    comment = f' comment "{rule.comment}"' if rule.comment else ""
+    return " ".join(_merged(rule.statements)) + comment
+
+
+def _merged(statements: Iterable[Statement]) -> Iterator[str]:
+    """Leaves out the protocol that a field of TCP implies."""
+    rows = tuple(statements)
+    for here, after in zip(rows, (*rows[1:], None), strict=True):
+        if here == Match(L4PROTO, 6) and isinstance(after, Member):
+            continue
+        yield render_statement(here)
+
+
+def render_statement(statement: Statement) -> str:
+    """One statement of a rule."""
+    match statement:
+        case Match(field, value, mask, equal):
+            if field == CT_STATUS and mask is not None and value == 0 and equal:
+                return "ct status ! dnat"
+            number = hex(value) if mask is not None or field == MARK else str(value)
+            text = _NAMES.get(field, {}).get(value, number)
+            masked = f"{field.text} & {mask:#x}" if mask is not None else field.text
+            return f"{masked} {'' if equal and mask is None else '== ' if equal else '!= '}{text}"
+        case Member(fields, name, inside):
+            return f"{' . '.join(f.text for f in fields)} {'' if inside else '!= '}@{name}"
+        case Dispatch(field, name):
+            return f"{field.text} vmap @{name}"
+        case Verdict(code, chain):
+            verb = code.name.lower() if isinstance(code, Code) else f"verdict {code}"
+            return f"{verb} {chain}".rstrip()
+        case Count():
+            return "counter"
+        case Redirect(port):
+            return f"redirect to :{port}"
+        case Reset():
+            return "reject with tcp reset"
+        case PutMark(value, connection):
+            return f"{'ct' if connection else 'meta'} mark set {value:#x}"
+        case Unknown(text):
+            return text

@@ -1,0 +1,98 @@
+"""Policy routing for borrowed source addresses: what carries the spoof mark is delivered on this machine.
+
+A rule and a route for each IP version, recognised by their protocol number and removed exactly. No sysctl is touched.
+Header layouts are those of linux/fib_rules.h and linux/rtnetlink.h.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+
+from redirect.frames import attribute, attributes
+from redirect.netlink import Netlink, Refused
+from redirect.plan import Marks
+
+NEW_ROUTE, DEL_ROUTE, GET_ROUTE = 24, 25, 26
+NEW_RULE, DEL_RULE, GET_RULE = 32, 33, 34
+CREATE, EXCLUSIVE = 0x400, 0x200
+PROTOCOL = 199
+"""Author of our rules and routes, in the range left to routing daemons; `ip rule` and `ip route` print it as proto."""
+PRIORITY = 49
+"""Of the rules: after the local table (0), so that addresses of our own never come here, and before the others."""
+LOOPBACK = 1
+"""Interface number of lo, the same in every network namespace."""
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_ABSENT = (errno.ENOENT, errno.ESRCH)
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES)
+"""How kernels say that IPv6 is not built in, or is switched off on loopback."""
+
+
+def install(netlink: Netlink, marks: Marks) -> None:
+    """Add what is missing. Raises Refused; where IPv6 is switched off there is nothing to add for it."""
+    for family in FAMILIES:
+        try:
+            for kind, payload in ((NEW_ROUTE, _route(family, marks)), (NEW_RULE, _rule(family, marks))):
+                _ask(netlink, kind, payload, CREATE | EXCLUSIVE, errno.EEXIST)
+        except Refused as refused:
+            if family == socket.AF_INET or refused.code not in _NO_IPV6:
+                raise
+
+
+def remove(netlink: Netlink, marks: Marks) -> None:
+    """Take out what `install` added, and nothing else."""
+    for family in FAMILIES:
+        for kind, payload in ((DEL_RULE, _rule(family, marks)), (DEL_ROUTE, _route(family, marks))):
+            _ask(netlink, kind, payload, 0, *_ABSENT, *(_NO_IPV6 if family == socket.AF_INET6 else ()))
+
+
+def missing(netlink: Netlink, marks: Marks) -> Iterator[str]:
+    """What `install` would add, in words."""
+    for family, version in zip(FAMILIES, ("IPv4", "IPv6"), strict=True):
+        if not _listed(netlink, GET_RULE, family, _RULE_KEYS, _rule(family, marks)):
+            yield f"the {version} routing rule for mark {marks.spoof:#x} is missing"
+        if not _listed(netlink, GET_ROUTE, family, _ROUTE_KEYS, _route(family, marks)):
+            yield f"the {version} route of table {marks.route_table} is missing"
+
+
+_RULE_KEYS = (6, 10, 15, 16)
+_ROUTE_KEYS = (4, 15)
+
+
+def _rule(family: int, marks: Marks) -> bytes:
+    """fib_rule_hdr with FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL; action 1 looks a table up."""
+    return (
+        struct.pack("=8BI", family, 0, 0, 0, 0, 0, 0, 1, 0)
+        + _u32(6, PRIORITY)
+        + _u32(10, marks.spoof & marks.mask)
+        + _u32(15, marks.route_table)
+        + _u32(16, marks.mask)
+        + attribute(21, bytes([PROTOCOL]))
+    )
+
+
+def _route(family: int, marks: Marks) -> bytes:
+    """rtmsg with RTA_OIF and RTA_TABLE: everything (prefix length 0) is local (type 2) within the host (scope 254)."""
+    header = struct.pack("=8BI", family, 0, 0, 0, 0, PROTOCOL, 254, 2, 0)
+    return header + _u32(4, LOOPBACK) + _u32(15, marks.route_table)
+
+
+def _u32(number: int, value: int) -> bytes:
+    return attribute(number, struct.pack("=I", value))
+
+
+def _ask(netlink: Netlink, kind: int, payload: bytes, flags: int, *welcome: int) -> None:
+    try:
+        netlink.ask(kind, payload, flags)
+    except Refused as refused:
+        if refused.code not in welcome:
+            raise
+
+
+def _listed(netlink: Netlink, kind: int, family: int, keys: tuple[int, ...], wanted: bytes) -> bool:
+    row = dict(attributes(wanted[12:]))
+    for _, payload in netlink.dump(kind, struct.pack("=8BI", family, *[0] * 8)):
+        found = dict(attributes(payload[12:]))
+        if payload[0] == family and all(found.get(key) == row[key] for key in keys):
+            return True
+    return False

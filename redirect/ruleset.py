@@ -1,0 +1,262 @@
+"""The values a plan is made of: a table's sets, maps, chains and rules. What the kernel holds decodes to the same.
+
+A rule is a row of statements, plain values without registers; `encode` chooses those, `decode` forgets them again.
+Comments and counts are carried along, but two rulesets that differ in nothing else are equal.
+"""
+
+import enum
+import sys
+from dataclasses import dataclass, field
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+TCP = 6
+IPV4, IPV6 = 2, 10
+"""Protocol families as `meta nfproto` has them (linux/netfilter.h)."""
+LOCAL = 2
+"""RTN_LOCAL, an address type of linux/rtnetlink.h."""
+REPLY, ORIGINAL = 1, 0
+DNAT = 0x20
+"""IPS_DST_NAT, a bit of a connection's status (linux/netfilter/nf_conntrack_common.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Something of a packet that a rule looks at. `kind` and `number` are the kernel's: an expression and its key, or a
+    header and an offset into it. `width` in bytes; `big` says that the value is in network order."""
+
+    kind: str
+    number: int
+    width: int
+    text: str
+    big: bool = False
+    level: int = 0
+
+    def pack(self, value: int) -> bytes:
+        return value.to_bytes(self.width, "big" if self.big else sys.byteorder)
+
+    def unpack(self, data: bytes) -> int:
+        return int.from_bytes(data, "big" if self.big else sys.byteorder)
+
+
+MARK = Field("meta", 3, 4, "meta mark")
+SKUID = Field("meta", 10, 4, "meta skuid")
+NFPROTO = Field("meta", 15, 1, "meta nfproto")
+L4PROTO = Field("meta", 16, 1, "meta l4proto")
+SADDR4 = Field("network", 12, 4, "ip saddr", big=True)
+DADDR4 = Field("network", 16, 4, "ip daddr", big=True)
+SADDR6 = Field("network", 8, 16, "ip6 saddr", big=True)
+DADDR6 = Field("network", 24, 16, "ip6 daddr", big=True)
+DPORT = Field("transport", 2, 2, "tcp dport", big=True)
+DADDR_TYPE = Field("fib", 3, 4, "fib daddr type")
+CT_DIRECTION = Field("ct", 1, 1, "ct direction")
+CT_STATUS = Field("ct", 2, 4, "ct status")
+CT_MARK = Field("ct", 3, 4, "ct mark")
+SOCKET_MARK = Field("socket", 1, 4, "socket mark")
+
+PLAIN_FIELDS = (
+    *(MARK, SKUID, NFPROTO, L4PROTO, SADDR4, DADDR4, SADDR6, DADDR6, DPORT),
+    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, SOCKET_MARK),
+)
+
+
+def cgroup(level: int) -> Field:
+    """The ancestor, `level` steps below the root, of the cgroup in which the packet's socket was made."""
+    return Field("socket", 3, 8, f"socket cgroupv2 level {level}", level=level)
+
+
+class Key(enum.Enum):
+    """What a set or map holds: name in nft's words, number of the type, width in bytes."""
+
+    UID = ("uid", 24, 4)
+    MARK = ("mark", 19, 4)
+    PORT = ("inet_service", 13, 2)
+    CGROUP = ("cgroupsv2", 46, 8)
+    ADDRESS4 = ("ipv4_addr", 7, 4)
+    ADDRESS6 = ("ipv6_addr", 8, 16)
+    # A concatenation: six bits of the number for each part, and each part padded to four bytes.
+    ENDPOINT4 = ("ipv4_addr . inet_service", 7 << 6 | 13, 8)
+    ENDPOINT6 = ("ipv6_addr . inet_service", 8 << 6 | 13, 20)
+
+    @property
+    def text(self) -> str:
+        return self.value[0]
+
+    @property
+    def number(self) -> int:
+        return self.value[1]
+
+    @property
+    def width(self) -> int:
+        return self.value[2]
+
+    @property
+    def big(self) -> bool:
+        """Whether elements are in network order."""
+        return self not in (Key.UID, Key.MARK, Key.CGROUP)
+
+    def show(self, element: bytes) -> str:
+        """An element as people read it."""
+        if self in (Key.ADDRESS4, Key.ENDPOINT4):
+            address = inet_ntop(AF_INET, element[:4])
+        elif self in (Key.ADDRESS6, Key.ENDPOINT6):
+            address = inet_ntop(AF_INET6, element[:16])
+        else:
+            return str(int.from_bytes(element, "big" if self.big else sys.byteorder))
+        if self in (Key.ADDRESS4, Key.ADDRESS6):
+            return address
+        return f"{address} . {int.from_bytes(element[-4:-2], 'big')}"
+
+
+def number_element(key: Key, value: int) -> bytes:
+    """The element of a set of uids, marks, ports or cgroup ids."""
+    return value.to_bytes(key.width, "big" if key.big else sys.byteorder)
+
+
+def address_element(address: str) -> tuple[Key, bytes]:
+    """The element for an address, and the key of sets that take it."""
+    if ":" in address:
+        return Key.ADDRESS6, inet_pton(AF_INET6, address)
+    return Key.ADDRESS4, inet_pton(AF_INET, address)
+
+
+def endpoint_element(address: str, port: int) -> tuple[Key, bytes]:
+    """The element for an (address, port) pair, and the key of sets that take it."""
+    tail = port.to_bytes(2, "big") + b"\0\0"
+    if ":" in address:
+        return Key.ENDPOINT6, inet_pton(AF_INET6, address) + tail
+    return Key.ENDPOINT4, inet_pton(AF_INET, address) + tail
+
+
+class Code(enum.IntEnum):
+    """Verdict codes of linux/netfilter/nf_tables.h."""
+
+    ACCEPT = 1
+    GOTO = -4
+    RETURN = -5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    code: int
+    chain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Goes on if the field, with only the bits of `mask`, equals the value; or differs, without `equal`."""
+
+    field: Field
+    value: int
+    mask: int | None = None
+    equal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Goes on if the fields, one after the other, are an element of the set; or are none, without `inside`."""
+
+    fields: tuple[Field, ...]
+    set: str
+    inside: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Takes the verdict that the map has for the field, if it has one."""
+
+    field: Field
+    map: str
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Counts what comes by: in a nat chain, connections."""
+
+    packets: int = field(default=0, compare=False)
+    bytes: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """To this port of the machine itself."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Answers with a TCP reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutMark:
+    """Sets the mark of the packet, or with `connection` of its tracked connection."""
+
+    value: int
+    connection: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A statement in the kernel that no plan of ours makes; never equal to one that is planned."""
+
+    text: str
+
+
+Statement = Verdict | Match | Member | Dispatch | Count | Redirect | Reset | PutMark | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    statements: tuple[Statement, ...]
+    comment: str = field(default="", compare=False)
+
+
+class Hook(enum.IntEnum):
+    """Where base chains sit (enum nf_inet_hooks)."""
+
+    PREROUTING = 0
+    INPUT = 1
+    OUTPUT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What makes a chain a base chain. Planned ones let through what no rule decides."""
+
+    type: str
+    hook: int
+    priority: int
+    accepts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    name: str
+    rules: tuple[Rule, ...]
+    base: Base | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    name: str
+    key: Key | None
+    """None for a set in the kernel of a type that no plan of ours makes."""
+    elements: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictMap:
+    name: str
+    key: Key | None
+    elements: frozenset[tuple[bytes, Verdict]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """One table of family inet. Sets, maps and chains have names of their own and no order."""
+
+    table: str
+    sets: tuple[Set, ...] = ()
+    maps: tuple[VerdictMap, ...] = ()
+    chains: tuple[Chain, ...] = ()
