@@ -1,7 +1,6 @@
 """One network namespace by name, and running code or opening sockets inside it.
 
-A network namespace belongs to a thread, so each piece of work gets a thread of its own that enters, works and ends; the
-calling thread never moves. The namespace is kept alive by a bind mount under /run/netns, where an agent looks too.
+The namespace is kept alive by a bind mount under /run/netns, where an agent looks too.
 """
 
 import contextlib
@@ -9,16 +8,16 @@ import ctypes
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from redirect.namespace import NAMED, in_namespace
+
 _T = TypeVar("_T")
 
-DIRECTORY = Path("/run/netns")
-_CLONE_NEWNET = 0x40000000
+DIRECTORY = Path(NAMED)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,22 +50,7 @@ class Namespace:
 
     def run(self, work: Callable[[], _T]) -> _T:
         """Call `work` in a thread inside the namespace; blocks, so keep it short. Its exception is raised here."""
-        result: list[_T] = []
-        failure: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                _enter(self.path)
-                result.append(work())
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=inside, name=f"in {self.name}")
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
-        return result[0]
+        return in_namespace(str(self.path), work)
 
     def socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, proto: int = 0, *, uid: int | None = None
@@ -79,12 +63,3 @@ class Namespace:
             return socket.socket(family, kind, proto)
 
         return self.run(make)
-
-
-def _enter(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if _libc.setns(fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {path}")
-    finally:
-        os.close(fd)

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from agent.lab.namespace import DIRECTORY, Namespace
-from agent.lab.place import cgroup_mount, remove_cgroup
+from agent.lab.place import remove_cgroup
+from redirect.cgroup import mount_point
 
 STEM = "culvert-lab-"
 """Directories and cgroups are called STEM, then the owner's process id, then what makes them unique."""
@@ -21,10 +22,10 @@ def remove_orphans(of: int | None = None) -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{STEM}*"):
         if _orphan(rf"{STEM}(\d+)-.*", path.name, of):
             shutil.rmtree(path, ignore_errors=True)
-    mount = cgroup_mount()
+    mount = mount_point()
     if mount is None:
         return
-    for path in mount.glob(f"{STEM}*"):
+    for path in Path(mount).glob(f"{STEM}*"):
         if _orphan(rf"{STEM}(\d+)-.*", path.name, of):
             for directory in sorted(path.glob("**"), reverse=True):
                 remove_cgroup(str(directory.relative_to(mount)))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.lab.namespace import Namespace
+from redirect.cgroup import mount_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,6 @@ class Place:
         return [*line, *(os.fspath(a) for a in argv)]
 
 
-def cgroup_mount() -> Path | None:
-    """Where cgroup v2 is mounted, if it is: /sys/fs/cgroup, or a folder of it on a hybrid machine."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split()[0] == "cgroup2":
-            return Path(before.split()[4])
-    return None
-
-
 def create_cgroup(path: str) -> None:
     """Make the cgroup; OSError when the machine does not let us."""
     _directory(path).mkdir(parents=True, exist_ok=True)
@@ -67,7 +59,7 @@ def remove_cgroup(path: str) -> None:
 
 
 def _directory(path: str) -> Path:
-    mount = cgroup_mount()
+    mount = mount_point()
     if mount is None:
         raise OSError("no cgroup v2 is mounted here")
-    return mount / path
+    return Path(mount, path)

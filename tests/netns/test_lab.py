@@ -15,9 +15,10 @@ import trio
 from agent.lab import programs
 from agent.lab.lab import Lab, open_lab
 from agent.lab.namespace import DIRECTORY
-from agent.lab.place import Place, cgroup_mount
+from agent.lab.place import Place
 from agent.lab.process import ProcessError, eventually
 from agent.lab.sniffer import sniff
+from redirect.cgroup import mount_point
 
 WORD = "marker-of-this-run"
 
@@ -96,10 +97,10 @@ async def test_nothing_is_left(lab: Lab) -> None:
         children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
         assert await eventually(lambda: len(children.read_text().split()) == 2)
         namespaces = [n.name for n in inner.topology.namespaces]
-        mount = cgroup_mount()
+        mount = mount_point()
     assert not program.running
     assert mount is not None
-    assert not (mount / cgroup).exists()
+    assert not Path(mount, cgroup).exists()
     assert not inner.directory.exists()
     assert not {p.name for p in DIRECTORY.iterdir()} & set(namespaces)
 
@@ -126,7 +127,11 @@ trio.run(main)
             check=False,
         )
         owner = await nursery.start(run)
-        said = await owner.stdout.receive_some()
+        said = b""
+        while not said.endswith(b"\n"):
+            more = await owner.stdout.receive_some()
+            assert more, said
+            said += more
         pid, directory = said.decode().split()
         owner.send_signal(signal.SIGKILL)
     assert await eventually(lambda: not Path("/proc", pid).exists())
