@@ -1,0 +1,118 @@
+"""Boots systemd in a container whose root is this machine's own, seen through an overlay that forgets all changes.
+
+Much cheaper than a fresh Debian (nothing is downloaded or unpacked), and it has whatever this machine has. The mounts
+live in a mount namespace of their own, so they end with the container.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2]
+
+_START = r"""
+set -e
+box=$1; shift
+mount -t tmpfs -o mode=755 box "$box/disk"
+mkdir "$box/disk/upper" "$box/disk/work" "$box/disk/root"
+cp -a "$box/files/." "$box/disk/upper/"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$box/disk/upper,workdir=$box/disk/work" "$box/disk/root"
+for group in "$@"; do
+    [ "$group" = -- ] && break
+    mkdir -p "$group"; echo 0 > "$group/cgroup.procs"
+done
+while [ "$1" != -- ]; do shift; done; shift
+exec "$@"
+"""
+
+
+class Unbootable(Exception):
+    """No container with systemd can be booted here; the message has the command and its error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What to boot: `files` is copied over the root; the script runs as root once the system is up."""
+
+    box: Path
+    seconds: float = 100
+
+    @property
+    def files(self) -> Path:
+        return self.box / "files"
+
+    @property
+    def out(self) -> Path:
+        """Seen as /out inside."""
+        return self.box / "out"
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Put a file into the container's root."""
+        target = self.files / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        target.chmod(mode)
+
+    def boot(self, script: str) -> int:
+        """Boot, run `script`, power off; the script's exit status. What it printed is in out/log."""
+        for directory in (self.files, self.out, self.box / "disk"):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.write("/probe", script, 0o755)
+        self.write("/etc/systemd/system/probe.target", "[Unit]\nRequires=basic.target\nWants=probe.service\n")
+        self.write(
+            "/etc/systemd/system/probe.service",
+            "[Unit]\nAfter=basic.target\n[Service]\nType=oneshot\nEnvironment=PYTHONUNBUFFERED=1\n"
+            "ExecStart=/bin/sh -c '/probe >/out/log 2>&1; echo $$? >/out/status'\n"
+            "ExecStopPost=/bin/systemctl --no-block exit\n",
+        )
+        groups = _own_cgroups(f"culvert-boot-{os.getpid()}")
+        command = ["systemd-nspawn", "--quiet", f"--directory={self.box}/disk/root", f"--machine=culvert-{os.getpid()}"]
+        command += ["--register=no", "--private-network", "--console=pipe", f"--bind={self.out}:/out"]
+        command += [f"--bind-ro={SOURCE}:/opt/culvert/source", "--boot"]
+        if sys.prefix != sys.base_prefix:
+            command.insert(-1, f"--bind-ro={sys.prefix}:/opt/culvert/venv")
+        if groups:
+            command.insert(-1, "--keep-unit")
+        command.append("systemd.unit=probe.target")
+        start = ["unshare", "--mount", "--propagation=slave", "sh", "-c", _START, "sh", str(self.box), *groups, "--"]
+        try:
+            done = subprocess.run(
+                [*start, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.seconds
+            )
+            console = done.stdout + done.stderr
+        except subprocess.TimeoutExpired as error:
+            console = f"{error.stdout!r} {error.stderr!r}\nstill running after {self.seconds} s"
+        finally:
+            for group in groups:
+                _remove(Path(group))
+        status = self.out / "status"
+        if not status.exists():
+            raise Unbootable(f"`{' '.join(command)}` said: {console[-2000:]}")
+        return int(status.read_text())
+
+
+def why_not() -> str:
+    """What to install before a container can be booted; empty when nothing."""
+    if shutil.which("systemd-nspawn") is None:
+        return "systemd-nspawn is not installed: apt-get install systemd-container"
+    if not Path("/lib/systemd/systemd").exists():
+        return "systemd is not installed, and the container's root is this machine's: apt-get install systemd-sysv"
+    return ""
+
+
+def _own_cgroups(name: str) -> list[str]:
+    """Without systemd out here nobody makes the container a cgroup; so one in each tree that it will use."""
+    if Path("/run/systemd/system").exists():
+        return []
+    root = Path("/sys/fs/cgroup")
+    trees = [t for t in (root / "systemd", root / "unified", root) if (t / "cgroup.procs").exists()]
+    return [str(tree / name) for tree in trees]
+
+
+def _remove(group: Path) -> None:
+    for directory in sorted(group.glob("**"), reverse=True):
+        if directory.is_dir():
+            directory.rmdir()
