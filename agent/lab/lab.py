@@ -60,32 +60,44 @@ class Lab:
             async with trio.open_nursery() as nursery:
                 for process in reversed(self.processes):
                     nursery.start_soon(process.end)
-            for cgroup in reversed(self.cgroups):
-                remove_cgroup(cgroup)
-            for namespace in reversed(self.topology.namespaces):
-                namespace.remove()
-            shutil.rmtree(self.directory, ignore_errors=True)
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove what is no process."""
+        for cgroup in reversed(self.cgroups):
+            remove_cgroup(cgroup)
+        for namespace in reversed(self.topology.namespaces):
+            namespace.remove()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 @asynccontextmanager
 async def open_lab() -> AsyncIterator[Lab]:
-    """An empty lab with its wire: in the world we are in, or, outside one, under names unique to this process."""
+    """A lab for the time of the block."""
+    lab = make_lab()
+    try:
+        yield lab
+    finally:
+        await lab.close()
+
+
+def make_lab() -> Lab:
+    """An empty lab with its wire: in the world we are in, or, outside one, under names unique to this process.
+
+    The caller awaits `close`, in whatever event loop it has then.
+    """
     global _count
     _count += 1
     inside = world.owner()
     if inside is None:
         remove_orphans()
     stem = f"{orphans.STEM}{inside or os.getpid()}-"
-    directory = _directory(stem, "/run" if inside else None)
+    directory = Path(tempfile.mkdtemp(prefix=stem, dir="/run" if inside else None))
+    directory.chmod(0o755)  # programs under other uids look in here
     lab = Lab(directory, Topology("" if inside else f"cv{os.getpid()}x{_count}-"))
     try:
         lab.topology.build()
-        yield lab
-    finally:
-        await lab.close()
-
-
-def _directory(stem: str, parent: str | None) -> Path:
-    directory = Path(tempfile.mkdtemp(prefix=stem, dir=parent))
-    directory.chmod(0o755)  # programs under other uids look in here
-    return directory
+    except BaseException:
+        lab.remove()
+        raise
+    return lab
