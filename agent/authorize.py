@@ -1,32 +1,44 @@
-"""Who may connect to a local workload. Pure: facts in, a decision with its reason out. Fails closed."""
+"""Who may connect to a local workload. Facts in, a decision with its reason out. Fails closed.
 
-from dataclasses import dataclass
+The policies that bear on a workload are compiled when it is first asked for, and again when any object they came from
+was replaced; in between a judgement costs a few dictionary look-ups.
+"""
 
+from agent.policy import Compiled, Decision, Facts, compile_policies
 from agent.snapshot import Snapshot
-from ca.identity import WorkloadIdentity
-from ca.resources.mesh import Mode
+from ca.resources.metadata import Key
 from ca.resources.workload import Workload
 
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """`reason` names what decided; empty when nothing stood against it."""
-
-    allowed: bool
-    reason: str = ""
+_Made = tuple[object, object, object, object]
 
 
-def authorize(snapshot: Snapshot, source: WorkloadIdentity | None, destination: Workload) -> Decision:
-    """Whether a connection whose caller proved to be `source` (None: nobody) may reach `destination`."""
-    mesh = snapshot.mesh
-    if mesh is None:
-        return Decision(False, "the node has no view of the mesh yet")
-    if destination.key not in snapshot.here:
-        return Decision(False, f"{destination.title} is not enrolled on this node")
-    if source is None:
-        if mesh.spec.mode is Mode.STRICT:
-            return Decision(False, f"mode STRICT: {destination.title} accepts no connection without an identity")
-        return Decision(True)
-    if source.trust_domain != mesh.spec.trust_domain:
-        return Decision(False, f"trust domain {source.trust_domain} is not ours, {mesh.spec.trust_domain}")
-    return Decision(True)
+class Authorizer:
+    """Remembers what was compiled; everything it decides follows from its arguments."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[Key, tuple[_Made, Compiled]] = {}
+
+    def judge(self, snapshot: Snapshot, facts: Facts, destination: Workload) -> Decision:
+        """Whether the connection described by `facts` may reach `destination`."""
+        mesh = snapshot.mesh
+        if mesh is None:
+            return Decision(False, "the node has no view of the mesh yet")
+        if destination.key not in snapshot.here:
+            return Decision(False, f"{destination.title} is not enrolled on this node")
+        if facts.identity is not None and facts.identity.trust_domain != mesh.spec.trust_domain:
+            return Decision(False, f"trust domain {facts.identity.trust_domain} is not ours, {mesh.spec.trust_domain}")
+        return self._of(snapshot, destination).judge(facts)
+
+    def _of(self, snapshot: Snapshot, workload: Workload) -> Compiled:
+        policies = snapshot.policies
+        made = (snapshot.mesh, workload, policies.get(""), policies.get(workload.metadata.namespace))
+        known = self._compiled.get(workload.key)
+        # The same objects, not equal ones: comparing thousands of policies would cost more than compiling them.
+        if known is None or any(a is not b for a, b in zip(known[0], made, strict=True)):
+            known = self._compiled[workload.key] = (made, compile_policies(snapshot, workload))
+        return known[1]
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """Drop what was compiled for workloads that are no longer here."""
+        for key in [k for k in self._compiled if k not in snapshot.here]:
+            del self._compiled[key]

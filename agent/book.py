@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from agent.connections import Connection, Direction, Party, Security, Verdict
+from agent.policy import Facts
 
 KEEP = 8192
 """Closed records kept for the supervisor; beyond that the oldest are dropped, and counted: traffic never waits."""
@@ -31,8 +32,11 @@ class Entry:
         "carrier",
         "destination",
         "direction",
+        "dry_run",
+        "facts",
         "id",
         "opened",
+        "policy",
         "reason",
         "security",
         "source",
@@ -57,6 +61,9 @@ class Entry:
         self.source_kept = True
         self.tunnel = ""
         self.trace = ""
+        self.policy = ""
+        self.dry_run = ""
+        self.facts: Facts | None = None  # what it was judged by; None before, and at the source's end
         self.state: Literal["opening", "open", "closed"] = "opening"
         self.carrier: Carrier | None = None
 
@@ -78,6 +85,8 @@ class Entry:
             source_kept=self.source_kept,
             tunnel=self.tunnel,
             trace=self.trace,
+            policy=self.policy,
+            dry_run=self.dry_run,
             state=self.state,
         )
 

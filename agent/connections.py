@@ -44,6 +44,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     unix time and `duration` seconds (so far, while live). `reason` is empty for a connection that simply worked.
     `source_kept` says that the application sees the caller's own address. `tunnel` is the id of the tunnel, if any.
     `trace` is the W3C trace id: both nodes' records of one connection have the same.
+    `policy` says which rule allowed it, `dry_run` which dry-run policy would not have.
     """
 
     id: str
@@ -60,6 +61,8 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     source_kept: bool = True
     tunnel: str = ""
     trace: str = ""
+    policy: str = ""
+    dry_run: str = ""
     state: Literal["opening", "open", "closed"] = "open"
 
 

@@ -10,9 +10,10 @@ import re
 import socket
 from dataclasses import dataclass
 
-from agent.authorize import authorize
+from agent.authorize import Authorizer
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
+from agent.policy import Facts
 from agent.relay.leg import Leg, abort
 from agent.relay.loop import Relay
 from agent.relay.pair import Pair
@@ -64,8 +65,18 @@ class Marks:
 class Inbound:
     """Judges and dials. Errors of a peer or a workload end its connection and stand in the book."""
 
-    def __init__(self, relay: Relay, book: Book, stocks: Stocks, marks: Marks) -> None:
+    def __init__(self, relay: Relay, book: Book, stocks: Stocks, marks: Marks, authorizer: Authorizer) -> None:
         self._relay, self._book, self._stocks, self._marks = relay, book, stocks, marks
+        self._authorizer = authorizer
+
+    def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
+        """Judge; why not, or nothing. The entry keeps what is needed to judge again."""
+        decision = self._authorizer.judge(snapshot, facts, workload)
+        entry.facts, entry.dry_run = facts, decision.would_deny
+        if not decision.allowed:
+            return decision.reason
+        entry.policy = decision.reason
+        return ""
 
     # ---- out of tunnels
 
@@ -99,9 +110,8 @@ class Inbound:
             self._answer(link, asked, entry, 400, f"no workload here is {link.local} at {endpoint(*where)}")
             return
         entry.destination = Party(workload.title, str(link.local), endpoint(*where))
-        decision = authorize(snapshot, link.peer, workload)
-        if not decision.allowed:
-            self._answer(link, asked, entry, 401, decision.reason)
+        if reason := self._denied(snapshot, entry, Facts(link.peer, caller[0], *where), workload):
+            self._answer(link, asked, entry, 401, reason)
             return
         try:
             sock = self._dialled(snapshot, workload, where, caller[0], entry)
@@ -146,9 +156,8 @@ class Inbound:
             return
         domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
         entry.destination = Party(found.title, str(found.identity(domain)), endpoint(*where))
-        decision = authorize(snapshot, None, found)
-        if not decision.allowed:
-            self._refuse(sock, entry, decision.reason)
+        if reason := self._denied(snapshot, entry, Facts(None, peer[0], *where), found):
+            self._refuse(sock, entry, reason)
             return
         self._join(snapshot, sock, found, where, peer[0], [entry])
 
@@ -171,10 +180,9 @@ class Inbound:
         entry = self._book.enter(Direction.INBOUND, Security.LOCAL, out.source)
         entry.destination = party
         out.trace = entry.trace = os.urandom(16).hex()
-        decision = authorize(snapshot, source, destination)
-        if not decision.allowed:
-            self._refuse(sock, entry, decision.reason)
-            self._book.close(out, Verdict.REFUSED, decision.reason)
+        if reason := self._denied(snapshot, entry, Facts(source, caller, *where), destination):
+            self._refuse(sock, entry, reason)
+            self._book.close(out, Verdict.REFUSED, reason)
             return
         self._join(snapshot, sock, destination, where, caller, [out, entry])
 

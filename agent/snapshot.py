@@ -14,6 +14,7 @@ from ca.resources.kinds import Resource
 from ca.resources.mesh import Mesh
 from ca.resources.metadata import Key
 from ca.resources.node import Node
+from ca.resources.policy import AuthorizationPolicy, PeerAuthentication, Policy
 from ca.resources.workload import Workload
 
 _P = TypeVar("_P")
@@ -24,7 +25,8 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one node knows of the mesh at `revision`. `node` is that node's own name.
+    """What one node knows of the mesh at `revision`. `node` is that node's own name; `policies` are by namespace, those
+    of the whole mesh under "".
 
     `here` (those of this node), `by_endpoint` and `by_address` hold enrolled workloads only: what is not enrolled is as
     unknown to the data path as a stranger. The latter two list several workloads where several claim the same place.
@@ -35,6 +37,7 @@ class Snapshot:
     mesh: Mesh | None = None
     nodes: immutables.Map[str, Node] = field(default_factory=immutables.Map)
     workloads: immutables.Map[Key, Workload] = field(default_factory=immutables.Map)
+    policies: immutables.Map[str, immutables.Map[Key, Policy]] = field(default_factory=immutables.Map)
     here: immutables.Map[Key, Workload] = field(default_factory=immutables.Map)
     by_endpoint: immutables.Map[Endpoint, frozenset[Key]] = field(default_factory=immutables.Map)
     by_address: immutables.Map[str, frozenset[Key]] = field(default_factory=immutables.Map)
@@ -43,7 +46,7 @@ class Snapshot:
         """The view after these changes."""
         changed = {r.key: r for r in put}
         removed = [k for k in delete if k not in changed]
-        mesh, nodes = self.mesh, self.nodes
+        mesh, nodes, policies = self.mesh, self.nodes, self.policies
         touched: dict[Key, Workload | None] = {}
         for resource in changed.values():
             match resource:
@@ -53,17 +56,22 @@ class Snapshot:
                     nodes = nodes.set(resource.metadata.name, resource)
                 case Mesh():
                     mesh = resource
+                case AuthorizationPolicy() | PeerAuthentication():
+                    scope = policies.get(resource.metadata.namespace, immutables.Map())
+                    policies = policies.set(resource.metadata.namespace, scope.set(resource.key, resource))
         for key in removed:
             if key.kind == "Workload":
                 touched[key] = None
             elif key.kind == "Node" and key.name in nodes:
                 nodes = nodes.delete(key.name)
+            elif key in (scope := policies.get(key.namespace, immutables.Map())):
+                policies = policies.set(key.namespace, scope.delete(key))
         if _selector(mesh) != _selector(self.mesh) or _addresses(nodes, changed, removed) != _addresses(
             self.nodes, changed, removed
         ):
             # What is enrolled, or where it is, may have changed for any workload: index afresh. Rare by nature.
             touched = {**self.workloads, **touched}
-        view = replace(self, revision=revision, mesh=mesh, nodes=nodes)
+        view = replace(self, revision=revision, mesh=mesh, nodes=nodes, policies=policies)
         return view._index(self, touched)
 
     def _index(self, before: "Snapshot", touched: dict[Key, Workload | None]) -> "Snapshot":

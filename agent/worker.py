@@ -14,6 +14,7 @@ from typing import cast
 import trio
 
 from agent import privileges
+from agent.authorize import Authorizer
 from agent.book import Book
 from agent.channel import Channel, ChannelClosedError, worker_end
 from agent.connections import Tunnel, Verdict
@@ -73,7 +74,8 @@ class Worker:
         self._outbox, self._queue = trio.open_memory_channel[FROM_WORKER](_QUEUE)
         self.credentials = Credentials(lambda: self.snapshot)
         self.stocks = Stocks(lambda name, family, count: self.say(StockWanted(name, family, count)))
-        inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark))
+        self.authorizer = Authorizer()
+        inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark), self.authorizer)
         shared = Shared()
         self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
         self.arrivals = Arrivals(
@@ -154,7 +156,8 @@ class Worker:
         delete = [_key(name) for name in view.delete]
         after = before.apply(view.revision, put, delete)
         self.snapshot, before = after, self.snapshot
-        rejudge(self.book, before, after, None if view.reset else {*(r.key for r in put), *delete})
+        rejudge(self.book, self.authorizer, before, after, None if view.reset else {*(r.key for r in put), *delete})
+        self.authorizer.forget(after)
         self.say(Active(view.revision))
 
     @property

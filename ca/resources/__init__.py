@@ -4,6 +4,7 @@ metadata   names, labels, keys and selectors
 workload   Workload: something on a node that has an identity
 node       Node: a machine with an agent
 mesh       Mesh: what holds for all
+policy     AuthorizationPolicy, PeerAuthentication: who may talk to whom
 kinds      the union of them, and its codec
 documents  YAML files -> objects, with file, line and field for whatever is wrong
 """

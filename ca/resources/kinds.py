@@ -6,14 +6,17 @@ import msgspec
 
 from ca.resources.mesh import Mesh
 from ca.resources.node import Node
+from ca.resources.policy import AuthorizationPolicy, PeerAuthentication
 from ca.resources.workload import Workload
 
-Resource = Workload | Node | Mesh
+Resource = Workload | Node | Mesh | AuthorizationPolicy | PeerAuthentication
 
-KINDS: dict[str, type[Workload] | type[Node] | type[Mesh]] = {
+KINDS: dict[str, type[Resource]] = {
     "Workload": Workload,
     "Node": Node,
     "Mesh": Mesh,
+    "AuthorizationPolicy": AuthorizationPolicy,
+    "PeerAuthentication": PeerAuthentication,
 }
 
 _encoder = msgspec.json.Encoder()
