@@ -6,6 +6,7 @@ an agent that must see it.
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ class Place:
     namespace: Namespace
     uid: int | None = None
     cgroup: str | None = None
+
+    def socket(self, family: int = socket.AF_INET) -> socket.socket:
+        """A TCP socket as a program there would make it; the caller closes it. The kernel takes a socket's cgroup from
+        the process that makes it, so this is for places without one."""
+        assert self.cgroup is None, "run a program there instead"
+        return self.namespace.socket(family, uid=self.uid)
 
     def command(self, argv: Sequence[str | os.PathLike[str]], *, mortal: bool = False) -> list[str]:
         """`argv`, run there. With `mortal` the kernel kills it when the thread that started it ends."""
