@@ -1,0 +1,101 @@
+"""Dialling a local application from the caller's own address, which is not this machine's."""
+
+import socket
+import subprocess
+
+import pytest
+
+from redirect.kernel import Kernel
+from redirect.namespace import in_namespace
+from redirect.origdst import spoof_socket
+from redirect.plan import Capture, Desired, Marks, Recognise
+from redirect.routing import PROTOCOL
+from tests.redirect.conftest import Wire
+from tests.redirect.traffic import MARKS, Seen, Server, as_user, family, ip
+
+WEB = Capture("shop/web", Recognise(uid=1001), 15101, (("10.77.0.1", 80), ("fd77::1", 80)), shares_address=True)
+DESIRED = Desired((WEB,), agent_uids=(990,))
+CASES = [
+    ("10.77.0.1", "10.77.0.9"),
+    ("10.77.0.1", "198.51.100.7"),
+    ("127.0.0.1", "198.51.100.7"),
+    ("fd77::1", "fd77::9"),
+    ("fd77::1", "2001:db8::7"),
+]
+
+
+def _talk(netns: str, address: str, source: str, uid: int = 990) -> bytes:
+    """What the application says, and more than a window of bytes sent to it."""
+
+    def dial() -> bytes:
+        as_user(uid)
+        with spoof_socket(family(address), MARKS.spoof, source) as sock:
+            sock.settimeout(2)
+            sock.connect((address, 80))
+            assert sock.getsockname()[0] == source
+            heard = sock.recv(100)
+            sock.sendall(bytes(1_000_000))
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(100) == b""
+            return heard
+
+    return in_namespace(netns, dial)
+
+
+@pytest.mark.parametrize(("address", "source"), CASES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_bytes_flow_both_ways(wire: Wire, kernel: Kernel, address: str, source: str, whole: bool) -> None:
+    """`whole` is the table that a workload's own network namespace gets."""
+    capture = Capture("shop/web", Recognise(everything=True), 15101, WEB.serves) if whole else WEB
+    kernel.apply(Desired((capture,), agent_uids=(990,), capture_all=whole))
+    place = {"127.0.0.1": "127.0.0.1"}.get(address, "::" if ":" in address else "0.0.0.0")
+    with Server(wire.node, "application", place, 80) as server:
+        assert _talk(wire.node, address, source) == b"application"
+        assert server.seen == [Seen(source, None)]
+
+
+def test_without_the_rules_it_would_time_out(wire: Wire) -> None:
+    with Server(wire.node, "application", "0.0.0.0", 80), pytest.raises(TimeoutError):
+        _talk(wire.node, "10.77.0.1", "198.51.100.7")
+
+
+@pytest.mark.parametrize("address", ["10.77.0.1", "fd77::1"])
+def test_a_refusal_comes_back_too(wire: Wire, kernel: Kernel, address: str) -> None:
+    kernel.apply(DESIRED)
+    with pytest.raises(ConnectionRefusedError):
+        _talk(wire.node, address, "2001:db8::7" if ":" in address else "198.51.100.7")
+
+
+def test_only_the_agents_uid_borrows(wire: Wire, kernel: Kernel) -> None:
+    kernel.apply(DESIRED)
+    with Server(wire.node, "application", "0.0.0.0", 81), pytest.raises((TimeoutError, ConnectionRefusedError)):
+        _talk(wire.node, "10.77.0.1", "198.51.100.7", uid=4711)
+
+
+def test_rules_and_routes_are_installed_once_and_removed(netns: str, kernel: Kernel) -> None:
+    for _ in range(2):
+        kernel.apply(DESIRED, afresh=True)
+        for version in ("-4", "-6"):
+            rules = [line for line in ip(netns, version, "rule").splitlines() if "0xc0170002" in line]
+            assert rules == [f"49:\tfrom all fwmark 0xc0170002/0xffff000f lookup 49175 proto {PROTOCOL}"]
+            assert ip(netns, version, "route", "show", "table", "49175").startswith("local default dev lo proto 199")
+    kernel.remove()
+    assert "c017" not in ip(netns, "-4", "rule") + ip(netns, "-6", "rule")
+    tables = ip(netns, "-4", "route", "show", "table", "all") + ip(netns, "-6", "route", "show", "table", "all")
+    assert "49175" not in tables
+
+
+def test_other_marks_are_removed_by_name(netns: str, kernel: Kernel) -> None:
+    marks = Marks(agent=0x10000001, spoof=0x10000002, route_table=77)
+    kernel.apply(Desired(marks=marks))
+    assert kernel.differences(Desired(marks=marks)) == []
+    kernel.remove(marks)
+    assert "lookup 77" not in ip(netns, "rule")
+
+
+def test_where_ipv6_is_switched_off(netns: str, kernel: Kernel) -> None:
+    off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+    in_namespace(netns, lambda: subprocess.run(["sh", "-c", off], check=True))
+    kernel.apply(DESIRED)
+    kernel.remove()
+    assert kernel.held() is None

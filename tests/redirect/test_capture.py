@@ -1,0 +1,296 @@
+"""Who is captured, and who is not: real connections through the planned table."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from redirect.cgroup import locate
+from redirect.kernel import Counts, Kernel
+from redirect.namespace import in_namespace
+from redirect.plan import Capture, Desired, Recognise
+from tests.redirect.conftest import Wire
+from tests.redirect.traffic import MARKS, REFUSED, Seen, Server, reached, reached_from_cgroup
+
+FAR = ["10.77.0.9", "fd77::9"]
+HERE = ["10.77.0.1", "fd77::1"]
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+WEB = Capture("shop/web", Recognise(uid=1001), 15101)
+MESH = frozenset((address, 80) for address in (*FAR, *HERE, "10.77.0.10", "fd77::10"))
+DESIRED = Desired((WEB,), MESH, agent_uids=(0, 990))
+
+
+class World:
+    """Servers in both machines on every port asked for, and a listener for each capture port."""
+
+    def __init__(self, wire: Wire, stack: ExitStack) -> None:
+        self.wire, self._stack = wire, stack
+
+    def captured(self, port: int, mark: int = MARKS.agent) -> list[Server]:
+        """The agent's listeners for a capture port, one for each IP version."""
+        name = f"captured {port}"
+        return [
+            self._stack.enter_context(Server(self.wire.node, name, address, port, mark))
+            for address in LOOPBACK.values()
+        ]
+
+    def inbound(self, port: int = 15006) -> list[Server]:
+        """The agent's listeners for arriving plaintext: redirected packets come to the address of the link."""
+        return [
+            self._stack.enter_context(Server(self.wire.node, "inbound", address, port, MARKS.agent))
+            for address in ("0.0.0.0", "::")
+        ]
+
+    def far(self, port: int = 80) -> None:
+        for address in ("0.0.0.0", "::"):
+            self._stack.enter_context(Server(self.wire.far, "far", address, port))
+
+    def near(self, port: int) -> list[Server]:
+        """An ordinary application on the node."""
+        return [
+            self._stack.enter_context(Server(self.wire.node, "application", address, port))
+            for address in ("0.0.0.0", "::")
+        ]
+
+    def reached(self, address: str, port: int, uid: int = 0, **more: object) -> str:
+        return reached(self.wire.node, address, port, uid, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world(wire: Wire) -> Iterator[World]:
+    with ExitStack() as stack:
+        yield World(wire, stack)
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_by_uid(world: World, kernel: Kernel, address: str) -> None:
+    world.far()
+    servers = world.captured(15101)
+    assert world.reached(address, 80, uid=1001) == "far"
+    kernel.apply(DESIRED)
+    assert world.reached(address, 80, uid=1001) == "captured 15101"
+    assert world.reached(address, 80, uid=1002) == "far"
+    assert world.reached(address, 80, uid=0) == "far"
+    assert [s.destination for server in servers for s in server.seen] == [(address, 80)]
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_by_address(world: World, kernel: Kernel, address: str) -> None:
+    own, other = ("fd77::2", "fd77::1") if ":" in address else ("10.77.0.2", "10.77.0.1")
+    world.far()
+    world.captured(15101)
+    kernel.apply(replace(DESIRED, captures=(replace(WEB, recognise=Recognise(address=own)),)))
+    assert world.reached(address, 80, source=own) == "captured 15101"
+    assert world.reached(address, 80, source=other) == "far"
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_everything(world: World, kernel: Kernel, address: str) -> None:
+    world.far()
+    world.far(81)
+    world.captured(15101)
+    kernel.apply(replace(DESIRED, captures=(replace(WEB, recognise=Recognise(everything=True)),)))
+    for uid in (0, 1001, 4711):
+        assert world.reached(address, 80, uid=uid) == "captured 15101"
+        assert world.reached(address, 81, uid=uid) == "far"
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_by_cgroup_before_uid(world: World, kernel: Kernel, cgroup: str, address: str) -> None:
+    world.far()
+    world.captured(15101)
+    world.captured(15102)
+    batch = Capture("shop/batch", Recognise(cgroup=locate(cgroup)), 15102)
+    kernel.apply(replace(DESIRED, captures=(WEB, batch)))
+    node = world.wire.node
+    assert reached_from_cgroup(node, cgroup, address, 80) == "captured 15102"
+    assert world.reached(address, 80, uid=1001) == "captured 15101"
+    assert world.reached(address, 80) == "far"
+
+
+def test_the_deeper_cgroup_wins(world: World, kernel: Kernel, cgroup: str) -> None:
+    world.far()
+    world.captured(15102)
+    world.captured(15103)
+    inner = f"{cgroup}/inner"
+    os.mkdir(inner)
+    try:
+        captures = (
+            Capture("shop/outer", Recognise(cgroup=locate(cgroup)), 15102),
+            Capture("shop/inner", Recognise(cgroup=locate(inner)), 15103),
+        )
+        kernel.apply(replace(DESIRED, captures=captures))
+        node = world.wire.node
+        assert reached_from_cgroup(node, inner, FAR[0], 80) == "captured 15103"
+        assert reached_from_cgroup(node, cgroup, FAR[0], 80) == "captured 15102"
+    finally:
+        os.rmdir(inner)
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_what_is_not_mesh_stays_direct_and_is_counted(world: World, kernel: Kernel, address: str) -> None:
+    world.far(81)
+    world.near(82)
+    world.captured(15101)
+    kernel.apply(DESIRED)
+    assert world.reached(address, 81, uid=1001) == "far"
+    assert world.reached(LOOPBACK[_version(address)], 82, uid=1001) == "application"
+    assert kernel.counters() == {"shop/web": Counts(captured=0, bypassed=2)}
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_capture_all_takes_what_leaves_the_machine(world: World, kernel: Kernel, address: str) -> None:
+    world.far(81)
+    world.near(82)
+    world.captured(15101)
+    kernel.apply(replace(DESIRED, capture_all=True))
+    assert world.reached(address, 81, uid=1001) == "captured 15101"
+    assert world.reached(LOOPBACK[_version(address)], 82, uid=1001) == "application"
+    assert world.reached(address, 81) == "far"
+
+
+@pytest.mark.parametrize("port", [22, 15008, 15012])
+def test_some_ports_are_never_captured(world: World, kernel: Kernel, port: int) -> None:
+    world.far(port)
+    world.captured(15101)
+    everywhere = frozenset((address, port) for address in FAR)
+    serves = tuple((address, port) for address in HERE)
+    capture = replace(WEB, serves=serves, shares_address=True)
+    kernel.apply(replace(DESIRED, captures=(capture,), mesh=everywhere, capture_all=True))
+    for address in FAR:
+        assert world.reached(address, port, uid=1001) == "far"
+    # Inbound neither, whether from afar or from here.
+    world.inbound()
+    world.near(port)
+    assert reached(world.wire.far, HERE[0], port) == "application"
+    assert world.reached(HERE[0], port) == "application"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", *HERE, "10.77.0.2", "fd77::2"])
+def test_calls_to_a_neighbour_over_loopback_are_captured_with_identity(
+    world: World, kernel: Kernel, address: str
+) -> None:
+    """A workload on a shared address is called by any of the node's addresses, and stays the callee of a known caller."""
+    world.near(80)
+    world.captured(15101)
+    world.inbound()
+    db = Capture("shop/db", Recognise(uid=1002), 15102, tuple((a, 80) for a in HERE), shares_address=True)
+    kernel.apply(replace(DESIRED, captures=(WEB, db)))
+    assert world.reached(address, 80, uid=1001) == "captured 15101"
+    # A caller without identity, from this very host, does not walk round STRICT.
+    assert world.reached(address, 80, uid=4711) == "inbound"
+
+
+@pytest.mark.parametrize("address", HERE)
+def test_plaintext_from_afar_goes_to_the_agent(world: World, kernel: Kernel, address: str) -> None:
+    own = replace(WEB, serves=tuple((a, 80) for a in HERE))
+    world.near(80)
+    world.near(81)
+    servers = world.inbound()
+    kernel.apply(replace(DESIRED, captures=(own,)))
+    assert reached(world.wire.far, address, 80) == "inbound"
+    assert reached(world.wire.far, address, 81) == "application"
+    other = "fd77::2" if ":" in address else "10.77.0.2"
+    assert reached(world.wire.far, other, 80) == "application"
+    assert [s.destination for server in servers for s in server.seen] == [(address, 80)]
+    kernel.apply(replace(DESIRED, captures=(replace(own, shares_address=True),)))
+    assert reached(world.wire.far, other, 80) == "inbound"
+
+
+@pytest.mark.parametrize("address", HERE)
+def test_exemption_takes_mark_and_uid(world: World, kernel: Kernel, address: str) -> None:
+    own = replace(WEB, recognise=Recognise(everything=True), serves=tuple((a, 80) for a in HERE), shares_address=True)
+    world.near(80)
+    world.captured(15101)
+    kernel.apply(replace(DESIRED, captures=(own,)))
+    assert world.reached(address, 80, uid=990, mark=MARKS.agent) == "application"
+    assert world.reached(address, 80, uid=0, mark=MARKS.agent) == "application"
+    # Bits outside the mask belong to others.
+    assert world.reached(address, 80, uid=990, mark=MARKS.agent | 0xFFF0) == "application"
+    assert world.reached(address, 80, uid=990) == "captured 15101"
+    assert world.reached(address, 80, uid=1001, mark=MARKS.agent) == "captured 15101"
+    assert world.reached(address, 80, uid=990, mark=0xC0170003) == "captured 15101"
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_nobody_listening_means_refused_at_once(world: World, kernel: Kernel, address: str) -> None:
+    world.far()
+    kernel.apply(DESIRED)
+    assert world.reached(address, 80, uid=1001) == REFUSED
+
+
+def test_udp_is_left_alone(world: World, kernel: Kernel) -> None:
+    kernel.apply(replace(DESIRED, capture_all=True))
+    far, node = (
+        in_namespace(n, lambda: socket.socket(type=socket.SOCK_DGRAM)) for n in (world.wire.far, world.wire.node)
+    )
+    with far, node:
+        far.bind((FAR[0], 80))
+        far.settimeout(3)
+        node.sendto(b"datagram", (FAR[0], 80))
+        assert far.recvfrom(100) == (b"datagram", ("10.77.0.1", node.getsockname()[1]))
+
+
+def test_established_connections_stay_as_they_are(world: World, kernel: Kernel) -> None:
+    listening = in_namespace(world.wire.far, lambda: socket.create_server((FAR[0], 80)))
+    client = in_namespace(world.wire.node, lambda: socket.create_connection((FAR[0], 80), timeout=3))
+    server = listening.accept()[0]
+    server.settimeout(3)
+    with listening, client, server:
+        kernel.apply(replace(DESIRED, captures=(replace(WEB, recognise=Recognise(everything=True)),)))
+        for said in (b"one", b"two"):
+            client.sendall(said)
+            assert server.recv(100) == said
+            server.sendall(said)
+            assert client.recv(100) == said
+        assert world.reached(FAR[0], 80) == REFUSED
+
+
+def test_replacing_leaks_nothing(world: World, kernel: Kernel) -> None:
+    """Whatever the moment: a new connection finds the old table or the new one."""
+    world.far()
+    world.captured(15101)
+    kernel.apply(DESIRED)
+    assert world.reached(FAR[0], 80, uid=1001) == "captured 15101"
+    done = threading.Event()
+    found: list[str] = []
+
+    def dial() -> None:
+        while not done.is_set():
+            found.append(world.reached(FAR[0], 80, uid=1001))
+
+    threads = [threading.Thread(target=dial) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(200):
+            kernel.apply(replace(DESIRED, capture_all=bool(number % 2)), afresh=True)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert set(found) == {"captured 15101"}
+    assert len(found) > 100
+
+
+def test_the_leak_would_be_seen(world: World, kernel: Kernel) -> None:
+    world.far()
+    world.captured(15101)
+    kernel.apply(DESIRED)
+    kernel.remove()
+    assert world.reached(FAR[0], 80, uid=1001) == "far"
+
+
+def test_seen_peers_are_the_callers_own(world: World, kernel: Kernel) -> None:
+    (server, _) = world.captured(15101)
+    kernel.apply(DESIRED)
+    world.reached(FAR[0], 80, uid=1001)
+    assert server.seen == [Seen("10.77.0.1", (FAR[0], 80))]

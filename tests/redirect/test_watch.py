@@ -1,0 +1,72 @@
+import select
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from redirect.kernel import Kernel
+from redirect.plan import Capture, Desired, Recognise
+from redirect.watch import Watch
+from tests.redirect.traffic import nft
+
+DESIRED = Desired((Capture("shop/web", Recognise(uid=1001), 15101),), frozenset({("10.0.0.1", 80)}))
+
+
+@pytest.fixture
+def watch(kernel: Kernel) -> Iterator[Watch]:
+    kernel.apply(DESIRED)
+    watch = kernel.watch()
+    yield watch
+    watch.close()
+
+
+def _readable(watch: Watch) -> bool:
+    return bool(select.select([watch], [], [], 0)[0])
+
+
+def test_a_flush_is_seen_and_healed(netns: str, kernel: Kernel, watch: Watch) -> None:
+    assert not _readable(watch)
+    nft(netns, "flush ruleset")
+    assert _readable(watch)
+    assert "table deleted" in watch.foreign()
+    kernel.apply(DESIRED, afresh=True)
+    assert kernel.differences(DESIRED) == []
+    assert watch.foreign() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "news"),
+    [
+        ("delete table inet culvert", "table deleted"),
+        ("add rule inet culvert out accept", "rule added"),
+        ("flush chain inet culvert out", "rule deleted"),
+        ("add element inet culvert mesh4 { 10.0.0.2 . 80 }", "elements added"),
+        ("delete element inet culvert mesh4 { 10.0.0.1 . 80 }", "elements deleted"),
+        ("add chain inet culvert more", "chain added or changed"),
+    ],
+)
+def test_changes_of_others_are_named(netns: str, watch: Watch, change: str, news: str) -> None:
+    nft(netns, change)
+    assert news in watch.foreign()
+    assert watch.foreign() == []
+
+
+def test_our_own_changes_and_other_tables_are_no_news(netns: str, kernel: Kernel, watch: Watch) -> None:
+    kernel.apply(replace(DESIRED, mesh=frozenset({("10.0.0.2", 80)})))
+    kernel.apply(DESIRED, afresh=True)
+    nft(netns, "add table ip culvert")
+    nft(netns, "add table inet other")
+    nft(netns, "add set inet other mesh4 { type inet_service; }")
+    assert watch.foreign() == []
+
+
+def test_more_news_than_fit(netns: str, kernel: Kernel, watch: Watch) -> None:
+    """Our own flood is no alarm; a foreign change that drowned in it is one."""
+    many = frozenset((f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 80) for n in range(100_000))
+    for _ in range(8):
+        kernel.apply(replace(DESIRED, mesh=many), afresh=True)
+    assert watch.foreign() == []
+    for _ in range(8):
+        kernel.apply(replace(DESIRED, mesh=many), afresh=True)
+    nft(netns, "delete table inet culvert")
+    assert watch.foreign() != []
