@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from redirect.render import render_base, render_rule, render_statement, show_element
-from redirect.ruleset import Chain, Ruleset, Set, VerdictMap
+from redirect.ruleset import Chain, Group, Ruleset, Set, VerdictMap
 
 _T = TypeVar("_T", Set, VerdictMap, Chain)
 NAMED = 3
@@ -48,9 +48,7 @@ def _differences(wanted: Set | VerdictMap | Chain, found: Set | VerdictMap | Cha
             yield from _chain(wanted, found)
 
 
-def _elements(
-    wanted: Set | VerdictMap, wants: set[bytes], has: set[bytes], kind: str, found: Set | VerdictMap
-) -> Iterator[str]:
+def _elements(wanted: Group, wants: set[bytes], has: set[bytes], kind: str, found: Group) -> Iterator[str]:
     if wanted.key != found.key:
         yield f"{kind} {wanted.name} is of another type"
         return
@@ -64,7 +62,7 @@ def _elements(
 def _chain(wanted: Chain, found: Chain) -> Iterator[str]:
     if wanted.base != found.base:
         is_, should = (render_base(chain.base) if chain.base else "no hook" for chain in (found, wanted))
-        yield f"chain {wanted.name} is at {is_}; should be at: {should}"
+        yield f"chain {wanted.name} is: {is_} should be: {should}"
     for number, rule in enumerate(wanted.rules):
         if number >= len(found.rules):
             yield f"chain {wanted.name} lacks rule {number + 1}: {render_rule(rule)}"

@@ -15,6 +15,7 @@ from redirect.ruleset import (
     Count,
     Dispatch,
     Field,
+    Group,
     Key,
     Match,
     Member,
@@ -44,7 +45,7 @@ def decode_base(chain: dict[int, bytes]) -> Base | None:
     return Base(_text(chain.get(7, b"")), _u32(hook.get(1)), _s32(hook.get(2)), _u32(chain.get(5)) == 1)
 
 
-def decode_group(group: dict[int, bytes], elements: Iterable[bytes]) -> Set | VerdictMap:
+def decode_group(group: dict[int, bytes], elements: Iterable[bytes]) -> Group:
     """From the attributes of a set or map, and the payloads of its elements."""
     name, flags = _text(group[2]), _u32(group.get(3))
     key = _KEYS.get(_u32(group.get(4)))

@@ -1,14 +1,15 @@
 """Ruleset -> netlink messages. Pure: bytes only, no socket.
 
-Tables, chains, sets and rules are built with pyroute2's message classes, each message from fresh values, because
-encoding one twice corrupts it. Elements are packed by hand: a mesh has 100,000 of them, and a packed one costs a
-microsecond where an object costs thirty. Expressions are those of linux/netfilter/nf_tables.h.
+Tables, chains, sets and expressions are built with pyroute2's message classes, each from fresh values: encoding one
+twice corrupts it. Where there is much of it, bytes are packed by hand: a mesh has 100,000 elements, and a packed one
+costs a microsecond where an object costs thirty. Expressions are those of linux/netfilter/nf_tables.h.
 """
 
 import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,7 @@ from redirect.ruleset import (
     Count,
     Dispatch,
     Field,
-    Key,
+    Group,
     Match,
     Member,
     PutMark,
@@ -85,8 +86,17 @@ def batch(messages: Iterable[Message], first: int = 1) -> bytes:
 
 def replace_table(ruleset: Ruleset) -> list[Message]:
     """The table afresh, whatever was in it. Adding it first lets the deletion succeed where there was none."""
-    new = _message(nft.nft_table_msg, nft.NFT_MSG_NEWTABLE, ADD, _table(ruleset.table), f"table {ruleset.table}")
-    return [*remove_table(ruleset.table), new, *_contents(ruleset)]
+    table = ruleset.table
+    groups: tuple[Group, ...] = (*ruleset.sets, *ruleset.maps)
+    return [
+        *remove_table(table),
+        _message(nft.nft_table_msg, nft.NFT_MSG_NEWTABLE, ADD, _table(table), f"table {table}"),
+        *add_groups(table, groups),
+        # Verdicts and rules name chains, so that these come first.
+        *(add_chain(table, chain) for chain in ruleset.chains),
+        *(message for group in groups for message in add_elements(table, group)),
+        *(message for chain in ruleset.chains for message in add_rules(table, chain)),
+    ]
 
 
 def remove_table(table: str) -> list[Message]:
@@ -97,12 +107,57 @@ def remove_table(table: str) -> list[Message]:
     ]
 
 
-def change_elements(table: str, key: Key, name: str, gone: Iterable[bytes], new: Iterable[bytes]) -> list[Message]:
-    """Elements of one set taken out and put in; taking out one that is not there fails."""
-    return [
-        *_elements(table, name, nft.NFT_MSG_DELSETELEM, NLM_F_REQUEST, map(_element, gone), key.width + 12),
-        *_elements(table, name, nft.NFT_MSG_NEWSETELEM, ADD, map(_element, new), key.width + 12),
-    ]
+def add_groups(table: str, groups: Iterable[Group]) -> list[Message]:
+    """Sets and maps, without their elements. All that one transaction adds must be named in one call."""
+    return [_group(table, group, number) for number, group in enumerate(groups, 1)]
+
+
+def add_elements(table: str, group: Group) -> list[Message]:
+    """The elements of this value put into the set or map of its name."""
+    assert group.key is not None
+    packed: Iterable[bytes]
+    if isinstance(group, Set):
+        packed, width = map(_element, group.elements), group.key.width + 12
+    else:
+        packed, width = (_verdict_element(e, v) for e, v in group.elements), group.key.width + 300
+    return list(_elements(table, group.name, nft.NFT_MSG_NEWSETELEM, ADD, packed, width))
+
+
+def remove_elements(table: str, name: str, elements: Iterable[bytes]) -> list[Message]:
+    """Elements taken out of a set or map; one that is not there fails."""
+    return list(_elements(table, name, nft.NFT_MSG_DELSETELEM, NLM_F_REQUEST, map(_element, elements), 48))
+
+
+def remove_group(table: str, name: str) -> Message:
+    """The set or map deleted; no rule may name it any more."""
+    attributes = [("NFTA_SET_TABLE", table), ("NFTA_SET_NAME", name)]
+    return _message(nft.nft_set_msg, nft.NFT_MSG_DELSET, NLM_F_REQUEST, attributes, f"deletion of set {name}")
+
+
+def add_chain(table: str, chain: Chain) -> Message:
+    """The chain, without its rules."""
+    attributes: list[Any] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", chain.name)]
+    if base := chain.base:
+        place = [("NFTA_HOOK_HOOKNUM", int(base.hook)), ("NFTA_HOOK_PRIORITY", base.priority)]
+        attributes += [("NFTA_CHAIN_TYPE", base.type), ("NFTA_CHAIN_HOOK", {"attrs": place})]
+    return _message(nft.nft_chain_msg, nft.NFT_MSG_NEWCHAIN, ADD, attributes, f"chain {chain.name}")
+
+
+def remove_chain(table: str, name: str) -> Message:
+    """The chain deleted; it must be empty, and no verdict may name it any more."""
+    attributes = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", name)]
+    return _message(nft.nft_chain_msg, nft.NFT_MSG_DELCHAIN, NLM_F_REQUEST, attributes, f"deletion of chain {name}")
+
+
+def add_rules(table: str, chain: Chain) -> list[Message]:
+    """The rules of this value behind those that its chain has."""
+    return [_rule(table, chain.name, number, rule) for number, rule in enumerate(chain.rules, 1)]
+
+
+def flush_chain(table: str, name: str) -> Message:
+    """All rules of the chain deleted."""
+    payload = attribute(1, _string(table)) + attribute(2, _string(name))
+    return Message(_frame(NFNL_SUBSYS_NFTABLES << 8 | nft.NFT_MSG_DELRULE, payload=payload), f"flush of chain {name}")
 
 
 def _name(table: str) -> list[Any]:
@@ -113,27 +168,7 @@ def _table(table: str) -> list[Any]:
     return [*_name(table), ("NFTA_TABLE_USERDATA", _TABLE_COMMENT)]
 
 
-def _contents(ruleset: Ruleset) -> Iterator[Message]:
-    table = ruleset.table
-    groups: tuple[Set | VerdictMap, ...] = (*ruleset.sets, *ruleset.maps)
-    for number, group in enumerate(groups, 1):
-        yield _set(table, group, number)
-    # Verdicts name chains, so that these come before the elements of maps.
-    for chain in ruleset.chains:
-        yield _chain(table, chain)
-    for group in groups:
-        assert group.key is not None
-        if isinstance(group, Set):
-            packed, width = (_element(e) for e in group.elements), group.key.width + 12
-        else:
-            packed, width = (_verdict_element(e, v) for e, v in group.elements), group.key.width + 300
-        yield from _elements(table, group.name, nft.NFT_MSG_NEWSETELEM, ADD, packed, width)
-    for chain in ruleset.chains:
-        for number, rule in enumerate(chain.rules, 1):
-            yield _rule(table, chain.name, number, rule)
-
-
-def _set(table: str, group: Set | VerdictMap, number: int) -> Message:
+def _group(table: str, group: Group, number: int) -> Message:
     key = group.key
     assert key is not None
     # Lets `nft list` print what the kernel keeps as mere bytes: 1 is the machine's own order, 2 the network's.
@@ -154,29 +189,42 @@ def _set(table: str, group: Set | VerdictMap, number: int) -> Message:
     return _message(nft.nft_set_msg, nft.NFT_MSG_NEWSET, ADD, attributes, f"{what} {group.name} ({key.text})")
 
 
-def _chain(table: str, chain: Chain) -> Message:
-    attributes: list[Any] = [("NFTA_CHAIN_TABLE", table), ("NFTA_CHAIN_NAME", chain.name)]
-    if base := chain.base:
-        place = [("NFTA_HOOK_HOOKNUM", int(base.hook)), ("NFTA_HOOK_PRIORITY", base.priority)]
-        attributes += [("NFTA_CHAIN_TYPE", base.type), ("NFTA_CHAIN_HOOK", {"attrs": place})]
-    return _message(nft.nft_chain_msg, nft.NFT_MSG_NEWCHAIN, ADD, attributes, f"chain {chain.name}")
-
-
 def _rule(table: str, chain: str, number: int, rule: Rule) -> Message:
+    expressions = b"".join(_counter(s) if isinstance(s, Count) else _packed(s) for s in rule.statements)
+    # User data are rows of type, length, value; type 0 is a comment.
+    comment = _string(rule.comment)
+    payload = (
+        attribute(1, _string(table))
+        + attribute(2, _string(chain))
+        + attribute(4, expressions)
+        + (attribute(7, bytes([0, len(comment)]) + comment) if rule.comment else b"")
+    )
+    frame = _frame(NFNL_SUBSYS_NFTABLES << 8 | nft.NFT_MSG_NEWRULE, ADD | NLM_F_APPEND, payload)
+    return Message(frame, f"rule {number} of chain {chain} ({render_rule(rule)})")
+
+
+@lru_cache(4096)
+def _packed(statement: Statement) -> bytes:
+    """The expressions of one statement. Rules repeat themselves, and remembering these is fifty times cheaper."""
     expressions = [
         {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": attributes})]}
-        for statement in rule.statements
         for name, attributes in _expressions(statement)
     ]
-    attributes: list[Any] = [
-        ("NFTA_RULE_TABLE", table),
-        ("NFTA_RULE_CHAIN", chain),
-        ("NFTA_RULE_EXPRESSIONS", expressions),
-    ]
-    if rule.comment:
-        attributes.append(("NFTA_RULE_USERDATA", rule.comment))
-    about = f"rule {number} of chain {chain} ({render_rule(rule)})"
-    return _message(_RuleMessage, nft.NFT_MSG_NEWRULE, ADD | NLM_F_APPEND, attributes, about)
+    message = _RuleMessage()
+    message["attrs"] = [("NFTA_RULE_EXPRESSIONS", expressions)]
+    message.encode()
+    # Behind the headers of the message and of its one attribute.
+    return bytes(message.data[24:])
+
+
+def _counter(count: Count) -> bytes:
+    """By hand, and not remembered: counts that differ are equal as statements."""
+    data = attribute(1, count.bytes.to_bytes(8, "big")) + attribute(2, count.packets.to_bytes(8, "big"))
+    return attribute(1, attribute(1, b"counter\0") + attribute(2, data))
+
+
+def _string(text: str) -> bytes:
+    return text.encode() + b"\0"
 
 
 def _expressions(statement: Statement) -> Iterator[tuple[str, list[Any]]]:
@@ -210,8 +258,6 @@ def _expressions(statement: Statement) -> Iterator[tuple[str, list[Any]]]:
             target = [("NFTA_VERDICT_CHAIN", chain)] if chain else []
             verdict = {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", int(code)), *target]})]}
             yield "immediate", [("NFTA_IMMEDIATE_DREG", 0), ("NFTA_IMMEDIATE_DATA", verdict)]
-        case Count(packets, octets):
-            yield "counter", [("NFTA_COUNTER_BYTES", octets), ("NFTA_COUNTER_PACKETS", packets)]
         case Redirect(port):
             yield _immediate(port.to_bytes(2, "big"))
             yield "redir", [("NFTA_REDIR_REG_PROTO_MIN", 1)]
@@ -274,7 +320,7 @@ def _element(element: bytes) -> bytes:
 def _verdict_element(element: bytes, verdict: Verdict) -> bytes:
     """As `_element`, with NFTA_SET_ELEM_DATA { NFTA_DATA_VERDICT { CODE, CHAIN } } behind the key."""
     code = attribute(1, struct.pack("!i", verdict.code))
-    target = attribute(2, verdict.chain.encode() + b"\0") if verdict.chain else b""
+    target = attribute(2, _string(verdict.chain)) if verdict.chain else b""
     key, data = attribute(1, attribute(1, element)), attribute(2, attribute(2, code + target))
     return attribute(1, key + data)
 
@@ -282,7 +328,7 @@ def _verdict_element(element: bytes, verdict: Verdict) -> bytes:
 def _elements(table: str, name: str, kind: int, flags: int, packed: Iterable[bytes], width: int) -> Iterator[Message]:
     """As many messages as it takes: an attribute cannot be longer than 64 KiB, and `width` is the most one needs."""
     rest = iter(packed)
-    where = attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
+    where = attribute(1, _string(table)) + attribute(2, _string(name))
     verb = "elements" if kind == nft.NFT_MSG_NEWSETELEM else "removal of elements"
     while chunk := b"".join(islice(rest, 60_000 // width)):
         yield Message(_frame(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, where + attribute(3, chunk)), f"{verb} of {name}")

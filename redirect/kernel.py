@@ -1,10 +1,11 @@
-"""The table in the kernel: replaced in one transaction, read back, counted, watched, removed exactly. Blocking.
+"""The table in the kernel: changed without a gap, read back, counted, watched, removed exactly. Blocking.
 
 The table has no OWNER or PERSIST flag, although those would keep `nft flush ruleset` from taking capture away: they
 also keep `nft delete table inet culvert` from working while we run, and that line must help those whose agent does not
 answer. A watch that restores the table takes milliseconds instead.
 """
 
+import contextlib
 import errno
 import struct
 import threading
@@ -15,14 +16,15 @@ from typing import TypeVar
 from redirect import routing
 from redirect.compare import compare
 from redirect.decode import decode_base, decode_group, decode_rule
-from redirect.encode import INET, Message, change_elements, remove_table, replace_table
+from redirect.encode import INET, Message, add_elements, remove_elements, remove_table, replace_table
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
 from redirect.namespace import in_namespace
 from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink, Refused
 from redirect.plan import BYPASSED, CAPTURED, FROM, MESH, TABLE, Desired, Marks, endpoint_sets, plan
-from redirect.ruleset import Chain, Count, Rule, Ruleset, Set, VerdictMap
-from redirect.watch import SUBSYSTEM, Watch
+from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap
+from redirect.transition import transition
+from redirect.watch import ROOM, SUBSYSTEM, Watch
 
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = 1, 4, 7, 10, 13, 16
 _TRIES = 20
@@ -48,7 +50,9 @@ class Kernel:
     def __init__(self, netns: str | None = None) -> None:
         self._netns = netns
         self._lock = threading.Lock()
+        # What the last `apply` wanted and made; None when we cannot know.
         self._applied: Desired | None = None
+        self._known: Ruleset | None = None
         self._generation: int | None = None
         self._nft = self._inside(lambda: Netlink(NETFILTER))
         try:
@@ -63,22 +67,21 @@ class Kernel:
         self._routes.close()
 
     def apply(self, desired: Desired, afresh: bool = False) -> None:
-        """Make the kernel do what is desired, all of it or nothing.
+        """Make the kernel do what is desired, with no moment in which less is captured than before and after.
 
-        A change of mesh addresses alone touches those elements only. Anything else replaces the whole table, and so
-        does `afresh`, which is for tables that somebody else has changed. Counters go on from where they were.
+        What is refused leaves things as they were. A change of mesh addresses alone touches those elements only.
+        `afresh` looks at what the kernel holds instead of trusting memory: for tables that somebody else has changed.
+        Counters go on from where they were, but for the milliseconds in which their own workload's rules change.
         """
-        ruleset = None
         with self._lock:
-            if not afresh and self._change_mesh(desired):
-                return
             try:
-                ruleset = self._with_counts(plan(desired))
-                self._commit(replace_table(ruleset))
-                self._applied = desired
-                routing.install(self._routes, desired.marks)
+                if afresh or not self._change_mesh(desired):
+                    planned = plan(desired)
+                    self._move(planned, afresh)
+                    self._applied, self._known = desired, planned
+                    routing.install(self._routes, desired.marks)
             except Refused as refused:
-                self._applied = None
+                self._forget()
                 raise explain(refused) from refused
 
     def differences(self, desired: Desired) -> list[str]:
@@ -104,7 +107,7 @@ class Kernel:
         """No table, rule or route of ours afterwards, whether there were any or not. Nobody else's are touched."""
         with self._lock:
             try:
-                self._applied = None
+                self._forget()
                 self._commit(remove_table(TABLE))
                 routing.remove(self._routes, marks or Marks())
             except Refused as refused:
@@ -126,9 +129,12 @@ class Kernel:
             if chain.startswith(FROM)
         }
 
-    def watch(self) -> Watch:
-        """News of what others do to the table, from now on. Restore it with `apply(desired, afresh=True)`."""
-        return self._inside(lambda: Watch(TABLE, self._nft.port, self._unchanged))
+    def watch(self, room: int = ROOM) -> Watch:
+        """News of what others do to the table, from now on; `room` bytes of them are kept until read.
+
+        Restore it with `apply(desired, afresh=True)`.
+        """
+        return self._inside(lambda: Watch(TABLE, self._nft.port, self._unchanged, room))
 
     def _inside(self, function: Callable[[], _T]) -> _T:
         return in_namespace(self._netns, function) if self._netns else function()
@@ -148,25 +154,64 @@ class Kernel:
         answer = self._nft.ask(SUBSYSTEM << 8 | _GET_GENERATION, _header())
         return int.from_bytes(dict(attributes((answer or b"")[4:])).get(1, b""), "big")
 
+    def _forget(self) -> None:
+        self._applied = self._known = None
+
+    def _move(self, planned: Ruleset, afresh: bool) -> None:
+        """From what is there to what is planned: by memory, else by what the kernel lists, else all anew."""
+        if self._known is not None and not afresh:
+            try:
+                return self._change(self._known, planned)
+            except Refused:
+                # Somebody else changed the table.
+                pass
+        held = self._held()
+        try:
+            return self._change(held, planned)
+        except Refused as refused:
+            if held is None or refused.code == errno.EPERM:
+                raise
+            # What strangers put in may hang together in ways that we do not know.
+            try:
+                return self._commit(replace_table(self._with_counts(planned)))
+            except Refused:
+                self._go_back()
+                raise
+
+    def _go_back(self) -> None:
+        """To the table before a change that was refused half-way, as well as we can."""
+        if self._known is not None:
+            with contextlib.suppress(Refused):
+                self._change(self._held(), self._known)
+
+    def _change(self, known: Ruleset | None, planned: Ruleset) -> None:
+        for messages in transition(known, self._with_counts(planned)):
+            self._commit(messages)
+
     def _change_mesh(self, desired: Desired) -> bool:
         """Whether it was enough to change elements."""
-        applied = self._applied
-        if applied is None or replace(desired, mesh=applied.mesh) != applied:
+        applied, known = self._applied, self._known
+        if applied is None or known is None or replace(desired, mesh=applied.mesh) != applied:
             return False
         gone = {s.name: s.elements for s in endpoint_sets(MESH, applied.mesh - desired.mesh)}
+        new = {s.name: s for s in endpoint_sets(MESH, desired.mesh - applied.mesh)}
         messages = [
             message
-            for new in endpoint_sets(MESH, desired.mesh - applied.mesh)
-            if new.key is not None
-            for message in change_elements(TABLE, new.key, new.name, gone[new.name], new.elements)
+            for name, group in new.items()
+            for message in (*remove_elements(TABLE, name, gone[name]), *add_elements(TABLE, group))
         ]
         try:
             if messages:
                 self._commit(messages)
         except Refused:
-            # Somebody else changed the table: it is replaced, and whatever is truly wrong shows then.
+            # Somebody else changed the table; whatever is truly wrong shows when all of it is looked at.
+            self._forget()
             return False
-        self._applied = desired
+        sets = tuple(
+            replace(s, elements=(s.elements - gone[s.name]) | new[s.name].elements) if s.name in new else s
+            for s in known.sets
+        )
+        self._applied, self._known = desired, replace(known, sets=sets)
         return True
 
     def _with_counts(self, ruleset: Ruleset) -> Ruleset:
@@ -220,7 +265,7 @@ class Kernel:
             ),
         )
 
-    def _group(self, row: dict[int, bytes]) -> Set | VerdictMap:
+    def _group(self, row: dict[int, bytes]) -> Group:
         place = attribute(1, row[1]) + attribute(2, row[2])
         # Elements come in messages of many; attribute 3 has them.
         elements = [

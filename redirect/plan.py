@@ -17,6 +17,7 @@ from redirect.ruleset import (
     DADDR_TYPE,
     DNAT,
     DPORT,
+    FLAGS,
     IPV4,
     IPV6,
     L4PROTO,
@@ -29,7 +30,9 @@ from redirect.ruleset import (
     SADDR6,
     SKUID,
     SOCKET_MARK,
+    SYN,
     TCP,
+    TCP_FLAGS,
     Base,
     Chain,
     Code,
@@ -171,8 +174,16 @@ _NOT_TCP = _rule(Match(L4PROTO, TCP, equal=False), Verdict(Code.RETURN))
 
 
 def _head() -> tuple[Rule, ...]:
-    """UDP and everything else but TCP is left alone, and so are the ports that must work when we do not."""
-    return _NOT_TCP, _rule(_IS_TCP, Member((DPORT,), "never"), Verdict(Code.ACCEPT))
+    """What is left alone: all but TCP, connections older than the table, and the ports that must work when we do not.
+
+    The kernel begins to track connections when the table comes. The next packet of an old one is new to it, and a rule
+    that took it would break the connection; only what opens one is taken.
+    """
+    return (
+        _NOT_TCP,
+        _rule(_IS_TCP, Match(TCP_FLAGS, SYN, FLAGS, equal=False), Verdict(Code.RETURN), comment="older than we"),
+        _rule(_IS_TCP, Member((DPORT,), "never"), Verdict(Code.ACCEPT)),
+    )
 
 
 def _towards(names: Mapping[Key, str], *statements: Statement, comment: str) -> tuple[Rule, ...]:

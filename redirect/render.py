@@ -9,10 +9,12 @@ from redirect.ruleset import (
     L4PROTO,
     MARK,
     NFPROTO,
+    TCP_FLAGS,
     Base,
     Code,
     Count,
     Dispatch,
+    Group,
     Hook,
     Match,
     Member,
@@ -25,7 +27,6 @@ from redirect.ruleset import (
     Statement,
     Unknown,
     Verdict,
-    VerdictMap,
 )
 
 _NAMES = {
@@ -33,6 +34,7 @@ _NAMES = {
     NFPROTO: {2: "ipv4", 10: "ipv6"},
     DADDR_TYPE: {2: "local"},
     CT_DIRECTION: {0: "original", 1: "reply"},
+    TCP_FLAGS: {2: "syn"},
 }
 SHOWN = 1000
 """Elements of one set that are written out; a mesh can have 100,000."""
@@ -49,7 +51,7 @@ def render(ruleset: Ruleset, shown: int = SHOWN) -> str:
 
 
 def _lines(ruleset: Ruleset, shown: int) -> Iterator[str]:
-    groups: tuple[Set | VerdictMap, ...] = (*ruleset.sets, *ruleset.maps)
+    groups: tuple[Group, ...] = (*ruleset.sets, *ruleset.maps)
     for group in groups:
         yield from _group(group, shown)
     for chain in ruleset.chains:
@@ -61,7 +63,7 @@ def _lines(ruleset: Ruleset, shown: int) -> Iterator[str]:
         yield "}"
 
 
-def _group(group: Set | VerdictMap, shown: int) -> Iterator[str]:
+def _group(group: Group, shown: int) -> Iterator[str]:
     key = group.key.text if group.key else "unknown"
     if isinstance(group, Set):
         yield f"set {group.name} {{"
@@ -85,7 +87,7 @@ def _first(item: tuple[bytes, Verdict]) -> bytes:
     return item[0]
 
 
-def show_element(group: Set | VerdictMap, element: bytes) -> str:
+def show_element(group: Group, element: bytes) -> str:
     """An element as people read it."""
     return group.key.show(element) if group.key else element.hex()
 
@@ -109,7 +111,9 @@ def _merged(statements: Iterable[Statement]) -> Iterator[str]:
     """Leaves out the protocol that a field of TCP implies."""
     rows = tuple(statements)
     for here, after in zip(rows, (*rows[1:], None), strict=True):
-        if here == Match(L4PROTO, 6) and isinstance(after, Member):
+        if here == Match(L4PROTO, 6) and (
+            isinstance(after, Member) or (isinstance(after, Match) and after.field == TCP_FLAGS)
+        ):
             continue
         yield render_statement(here)
 

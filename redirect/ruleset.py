@@ -15,6 +15,8 @@ IPV4, IPV6 = 2, 10
 LOCAL = 2
 """RTN_LOCAL, an address type of linux/rtnetlink.h."""
 REPLY, ORIGINAL = 1, 0
+SYN, FLAGS = 0x02, 0x17
+"""The TCP flag that opens a connection, and those that together with it mean something else: FIN, RST, ACK."""
 DNAT = 0x20
 """IPS_DST_NAT, a bit of a connection's status (linux/netfilter/nf_conntrack_common.h)."""
 
@@ -46,6 +48,7 @@ SADDR4 = Field("network", 12, 4, "ip saddr", big=True)
 DADDR4 = Field("network", 16, 4, "ip daddr", big=True)
 SADDR6 = Field("network", 8, 16, "ip6 saddr", big=True)
 DADDR6 = Field("network", 24, 16, "ip6 daddr", big=True)
+TCP_FLAGS = Field("transport", 13, 1, "tcp flags", big=True)
 DPORT = Field("transport", 2, 2, "tcp dport", big=True)
 DADDR_TYPE = Field("fib", 3, 4, "fib daddr type")
 CT_DIRECTION = Field("ct", 1, 1, "ct direction")
@@ -54,7 +57,7 @@ CT_MARK = Field("ct", 3, 4, "ct mark")
 SOCKET_MARK = Field("socket", 1, 4, "socket mark")
 
 PLAIN_FIELDS = (
-    *(MARK, SKUID, NFPROTO, L4PROTO, SADDR4, DADDR4, SADDR6, DADDR6, DPORT),
+    *(MARK, SKUID, NFPROTO, L4PROTO, SADDR4, DADDR4, SADDR6, DADDR6, DPORT, TCP_FLAGS),
     *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, SOCKET_MARK),
 )
 
@@ -250,6 +253,9 @@ class VerdictMap:
     name: str
     key: Key | None
     elements: frozenset[tuple[bytes, Verdict]] = frozenset()
+
+
+Group = Set | VerdictMap
 
 
 @dataclass(frozen=True, slots=True)

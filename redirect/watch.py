@@ -10,7 +10,7 @@ from redirect.netlink import NETFILTER, Netlink
 GROUP = 7
 """NFNLGRP_NFTABLES."""
 SUBSYSTEM = 10
-_ROOM = 16 * 1024 * 1024
+ROOM = 16 * 1024 * 1024
 """Receive buffer, bytes: 100,000 elements replaced are news, too, and ours come back to us."""
 _KINDS = {
     0: "table added or changed",
@@ -33,9 +33,9 @@ class Watch:
     asked when news were lost because more came than fits.
     """
 
-    def __init__(self, table: str, author: int, unchanged: Callable[[], bool]) -> None:
+    def __init__(self, table: str, author: int, unchanged: Callable[[], bool], room: int = ROOM) -> None:
         self._netlink = Netlink(NETFILTER, groups=1 << (GROUP - 1))
-        self._netlink.make_room_for_news(_ROOM)
+        self._netlink.make_room_for_news(room)
         self._table = table
         self._author = author
         self._unchanged = unchanged

@@ -94,7 +94,7 @@ def test_tampering_is_named(netns: str, kernel: Kernel) -> None:
     assert differences[:3] == [
         "set mesh6 lacks fd00::2 . 5432",
         "set never should not have 80",
-        "chain out has a rule that is not ours, rule 7: " + differences[2].partition("rule 7: ")[2],
+        "chain out has a rule that is not ours, rule 8: " + differences[2].partition("rule 8: ")[2],
     ]
     assert differences[3].startswith("chain guard lacks rule 1: tcp dport @kept-ports ct direction original")
     assert differences[5:] == ["chain extra is not ours", "the IPv4 routing rule for mark 0xc0170002 is missing"]

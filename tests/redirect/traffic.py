@@ -126,15 +126,11 @@ print(sock.recv(100).decode(), end="")
 """
 
 
-def reached_from_cgroup(netns: str, cgroup: str, address: str, port: int, uid: int = 0) -> str:
+def reached_from_cgroup(netns: str, cgroup: str, address: str, port: int) -> str:
     """As `reached`, from a process in the cgroup directory."""
     command = [sys.executable, "-S", "-E", "-c", _DIALLER, cgroup, address, str(port)]
 
-    def run() -> subprocess.CompletedProcess[str]:
-        as_user(uid)
-        return subprocess.run(command, capture_output=True, text=True, timeout=10)
-
-    done = in_namespace(netns, run)
+    done = in_namespace(netns, lambda: subprocess.run(command, capture_output=True, text=True, timeout=10))
     if "ConnectionRefusedError" in done.stderr or "ConnectionResetError" in done.stderr:
         return REFUSED
     assert done.returncode == 0, done.stderr
