@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests run against, by Debian package name; installed when we are root and they are missing.
-APT := nftables iproute2 tcpdump curl openssl procps
+APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container
 
 .PHONY: demo test lint types check packages clean
 

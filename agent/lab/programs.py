@@ -4,8 +4,10 @@ They are started with the system's own Python where there is one, because they r
 read the environment that Culvert is installed in.
 """
 
+import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +86,23 @@ class Ran:
         return self.status == 0
 
 
-async def run(place: Place, argv: list[str], seconds: float = 10.0) -> Ran:
+async def run(
+    place: Place,
+    argv: Sequence[str],
+    seconds: float = 10.0,
+    *,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+) -> Ran:
     """Run a program to its end; killed after `seconds`, which is reported as status 124."""
     with trio.move_on_after(seconds):
         done = await trio.run_process(
-            place.command(argv), capture_stdout=True, capture_stderr=True, check=False, stdin=b""
+            place.command(argv),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            stdin=stdin,
+            env={**os.environ, **(env or {})},
         )
         return Ran(done.returncode, done.stdout, done.stderr.decode(errors="replace").strip())
     return Ran(124, b"", f"still running after {seconds:g} s")

@@ -1,0 +1,182 @@
+"""A centre and agents as real processes in a lab, driven by the command line as an operator would.
+
+Each machine's `culvert` finds its own settings in the environment: files of the machine are directories of the lab.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import agent
+from agent.lab import programs, world
+from agent.lab.lab import Lab
+from agent.lab.place import Place
+from agent.lab.process import Process, eventually
+from agent.lab.programs import Ran
+from agent.lab.topology import Machine
+
+TRUST_DOMAIN = "demo.example"
+WORKER_UID = 64990
+"""Workers run as a user that owns nothing; in a user's world there is only the one."""
+
+_CULVERT = [sys.executable, "-m", "agent.cli"]
+
+
+class CulvertError(Exception):
+    """A `culvert` command of the lab failed; the message has the command line and what it said."""
+
+
+@dataclass(slots=True)
+class Node:
+    """A machine with an agent. `directory` holds what would be in /var/lib and /run."""
+
+    name: str
+    machine: Machine
+    directory: Path
+    process: Process | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The settings of this machine's agent, as its commands find them."""
+        worker = WORKER_UID if world.privilege() is world.Privilege.ROOT else 0
+        return _python_path() | {
+            "CULVERT_AGENT_STATE_DIR": str(self.directory / "state"),
+            "CULVERT_AGENT_RUN_DIR": str(self.directory / "run"),
+            "CULVERT_AGENT_ADDRESS": self.machine.address,
+            "CULVERT_AGENT_WORKER_USER": str(worker),
+            "CULVERT_AGENT_ACCESS_LOG": str(self.directory / "access.log"),
+            "CULVERT_AGENT_DRAIN": "1s",
+            **self.settings,
+        }
+
+
+@dataclass(slots=True)
+class RunningMesh:
+    """A mesh in a lab: `centre` is the machine its centre runs on. Everything ends with the lab."""
+
+    lab: Lab
+    centre: Machine
+    directory: Path
+    process: Process | None = None
+    nodes: dict[str, Node] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Settings for the centre and for operators."""
+        return _python_path() | {"CULVERT_CENTRAL_DIR": str(self.directory), **self.settings}
+
+    async def found(self, trust_domain: str = TRUST_DOMAIN) -> None:
+        """Make the mesh and start its centre."""
+        listen = f"{self.centre.address}:15012"
+        await self.operator("central", "init", "--trust-domain", trust_domain, "--listen", listen)
+        await self.start_centre()
+
+    async def start_centre(self) -> None:
+        """Start the centre, and return when it listens."""
+        self.process = self.lab.start(
+            "centre", Place(self.centre.namespace), [*_CULVERT, "central", "run"], env=self.env
+        )
+        await self.process.listening(15012)
+
+    async def invite(self, name: str, machine: Machine, ttl: str = "10m") -> tuple[Node, str]:
+        """A node that has not joined yet, and the token that lets it."""
+        directory = self.lab.directory / name
+        directory.mkdir(mode=0o755)
+        node = self.nodes[name] = Node(name, machine, directory)
+        token = await self.operator("central", "token", "create", "--node", name, "--ttl", ttl)
+        return node, token.strip()
+
+    async def add(self, name: str, machine: Machine) -> Node:
+        """A node that has joined and whose agent runs."""
+        node, token = await self.invite(name, machine)
+        await self.on(node, "agent", "join", token)
+        await self.start_agent(node)
+        return node
+
+    async def start_agent(self, node: Node) -> None:
+        """Start the node's agent, and return when it takes tunnels."""
+        place = Place(node.machine.namespace)
+        node.process = self.lab.start(node.name, place, [*_CULVERT, "agent", "run"], env=node.env)
+        await node.process.listening(15008)
+
+    async def operator(self, *arguments: str, stdin: str = "") -> str:
+        """Run `culvert ARGUMENTS` where the centre is; what it printed. CulvertError when it fails."""
+        return _text(arguments, await self.try_operator(*arguments, stdin=stdin))
+
+    async def try_operator(self, *arguments: str, stdin: str = "") -> Ran:
+        """Like `operator`, for commands that may fail."""
+        place = Place(self.centre.namespace)
+        return await programs.run(place, [*_CULVERT, *arguments], 30, stdin=stdin.encode(), env=self.env)
+
+    async def on(self, node: Node, *arguments: str) -> str:
+        """Run `culvert ARGUMENTS` on a node; what it printed. CulvertError when it fails."""
+        return _text(arguments, await self.try_on(node, *arguments))
+
+    async def try_on(self, node: Node, *arguments: str) -> Ran:
+        """Like `on`, for commands that may fail."""
+        return await programs.run(Place(node.machine.namespace), [*_CULVERT, *arguments], 30, env=node.env)
+
+    async def table(self, node: Node, topic: str) -> Any:
+        """What `culvert TOPIC -o json` says on a node."""
+        return json.loads(await self.on(node, topic, "-o", "json"))
+
+    async def apply(self, text: str) -> None:
+        """`culvert apply`, and wait until every running agent acts on it."""
+        await self.operator("apply", "-f", "-", stdin=text)
+        await self.settled()
+
+    async def label(self, workload: str, *labels: str) -> None:
+        """`culvert label workload`, and wait until every running agent acts on it."""
+        await self.operator("label", "workload", workload, *labels)
+        await self.settled()
+
+    async def status(self) -> Any:
+        """What the centre says of itself and its nodes."""
+        return json.loads(await self.operator("central", "status", "-o", "json"))
+
+    async def settled(self, seconds: float = 10.0) -> None:
+        """Wait until every running agent acts on the newest revision."""
+        state: Any = None
+        deadline = trio.current_time() + seconds
+        while trio.current_time() < deadline:
+            state = await self.status()
+            if all(
+                node["active"] == state["revision"]
+                for node in state["nodes"]
+                if (ours := self.nodes.get(node["name"])) and ours.process and ours.process.running
+            ):
+                return
+        raise CulvertError(f"not every agent acts on revision {state['revision']} after {seconds:g} s: {state}")
+
+    async def gone(self, node: Node) -> bool:
+        """Whether the node's agent ends by itself soon."""
+        assert node.process is not None
+        process = node.process
+        return await eventually(lambda: not process.running)
+
+
+def make_mesh(lab: Lab, centre: Machine) -> RunningMesh:
+    """A mesh that is not founded yet."""
+    directory = lab.directory / "centre"
+    return RunningMesh(lab, centre, directory)
+
+
+def _python_path() -> dict[str, str]:
+    """So that `python -m agent.cli` finds this very source tree, installed or not."""
+    root = str(Path(agent.__file__).parents[1])
+    rest = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{root}:{rest}" if rest else root}
+
+
+def _text(arguments: Sequence[str], ran: Ran) -> str:
+    if not ran.ok:
+        raise CulvertError(f"`culvert {' '.join(arguments)}` ended with {ran.status}: {ran.errors}")
+    return ran.output.decode()
