@@ -42,17 +42,17 @@ def decode_base(chain: dict[int, bytes]) -> Base | None:
     if 4 not in chain:
         return None
     hook = dict(attributes(chain[4]))
-    return Base(_text(chain.get(7, b"")), _u32(hook.get(1)), _s32(hook.get(2)), _u32(chain.get(5)) == 1)
+    return Base(_text(chain.get(7, b"")), _number(hook.get(1)), _signed(hook.get(2)), _number(chain.get(5)) == 1)
 
 
 def decode_group(group: dict[int, bytes], elements: Iterable[bytes]) -> Group:
     """From the attributes of a set or map, and the payloads of its elements."""
-    name, flags = _text(group[2]), _u32(group.get(3))
-    key = _KEYS.get(_u32(group.get(4)))
-    if key is not None and key.width != _u32(group.get(5)):
+    name, flags = _text(group[2]), _number(group.get(3))
+    key = _KEYS.get(_number(group.get(4)))
+    if key is not None and key.width != _number(group.get(5)):
         key = None
     # Maps have flag 8; every other flag (intervals, timeouts, ...) makes it a set that no plan of ours has.
-    if flags & ~8 or (flags & 8 and _u32(group.get(6)) != VERDICT_TYPE):
+    if flags & ~8 or (flags & 8 and _number(group.get(6)) != VERDICT_TYPE):
         key = None
     rows = [dict(attributes(e)) for e in elements]
     if not flags & 8:
@@ -67,7 +67,7 @@ def _data(data: bytes) -> bytes:
 def decode_verdict(data: bytes) -> Verdict:
     """From NFTA_DATA_VERDICT."""
     verdict = dict(attributes(dict(attributes(data)).get(2, b"")))
-    return Verdict(_s32(verdict.get(1)), _text(verdict.get(2, b"")))
+    return Verdict(_signed(verdict.get(1)), _text(verdict.get(2, b"")))
 
 
 def decode_rule(rule: dict[int, bytes]) -> Rule:
@@ -117,7 +117,7 @@ class _Reader:
                 return self._put(name, data)
             case "meta" | "ct" | "fib" | "socket" | "payload":
                 return self._load(name, data)
-            case "bitwise" if len(self._loaded) == 1 and self._mask is None and _u32(data.get(6)) == 0:
+            case "bitwise" if len(self._loaded) == 1 and self._mask is None and _number(data.get(6)) == 0:
                 self._mask = _data(data.get(4, b"")), _data(data.get(5, b""))
                 return None
             case "cmp":
@@ -128,9 +128,9 @@ class _Reader:
                 return self._immediate(data)
             case "counter":
                 return Count(packets=_number(data.get(2)), bytes=_number(data.get(1)))
-            case "redir" if self._constant is not None and (_u32(data[3]) if 3 in data else None) in _REDIRECT_FLAGS:
+            case "redir" if self._constant is not None and (_number(data[3]) if 3 in data else None) in _REDIRECT_FLAGS:
                 return Redirect(int.from_bytes(self._constant[:2], "big"))
-            case "reject" if _u32(data.get(1)) == 1:
+            case "reject" if _number(data.get(1)) == 1:
                 return Reset()
         return Unknown(name)
 
@@ -138,30 +138,30 @@ class _Reader:
         field: Field | None
         match name:
             case "meta":
-                field, register = _FIELDS.get((name, _u32(data.get(2)))), data.get(1)
+                field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
             case "ct":
-                field, register = _FIELDS.get((name, _u32(data.get(2)))), data.get(1)
+                field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
                 if 3 in data:
                     field = None
             case "fib":
-                field, register = _FIELDS.get((name, _u32(data.get(2)))), data.get(1)
-                if _u32(data.get(3)) != 2:
+                field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
+                if _number(data.get(3)) != 2:
                     field = None
             case "socket":
-                number, register = _u32(data.get(1)), data.get(2)
-                field = cgroup(_u32(data.get(3))) if number == 3 else _FIELDS.get((name, number))
+                number, register = _number(data.get(1)), data.get(2)
+                field = cgroup(_number(data.get(3))) if number == 3 else _FIELDS.get((name, number))
             case _:
-                header = {1: "network", 2: "transport"}.get(_u32(data.get(2)), "")
-                field, register = _FIELDS.get((header, _u32(data.get(3)))), data.get(1)
-                if field is not None and field.width != _u32(data.get(4)):
+                header = {1: "network", 2: "transport"}.get(_number(data.get(2)), "")
+                field, register = _FIELDS.get((header, _number(data.get(3)))), data.get(1)
+                if field is not None and field.width != _number(data.get(4)):
                     field = None
         if field is None or register is None:
             return Unknown(name)
-        self._loaded[_place(_u32(register))] = field
+        self._loaded[_place(_number(register))] = field
         return None
 
     def _match(self, data: dict[int, bytes]) -> Statement:
-        operation, value = _u32(data.get(2)), _data(data.get(3, b""))
+        operation, value = _number(data.get(2)), _data(data.get(3, b""))
         field = self._loaded.get(0)
         if len(self._loaded) != 1 or field is None or operation not in (0, 1) or len(value) != field.width:
             return Unknown("cmp")
@@ -180,22 +180,22 @@ class _Reader:
             if place != expected:
                 return Unknown("lookup")
             expected += -(-field.width // 4)
-        if not fields or self._mask is not None or _place(_u32(data.get(2))) != 0:
+        if not fields or self._mask is not None or _place(_number(data.get(2))) != 0:
             return Unknown("lookup")
         if 3 not in data:
-            return Member(fields, name, inside=not _u32(data.get(5)) & 1)
-        if len(fields) == 1 and _u32(data[3]) == 0:
+            return Member(fields, name, inside=not _number(data.get(5)) & 1)
+        if len(fields) == 1 and _number(data[3]) == 0:
             return Dispatch(fields[0], name)
         return Unknown("lookup")
 
     def _immediate(self, data: dict[int, bytes]) -> Statement | None:
-        if _u32(data.get(1)) == 0:
+        if _number(data.get(1)) == 0:
             return decode_verdict(data.get(2, b""))
         self._constant = _data(data.get(2, b""))
         return None
 
     def _put(self, name: str, data: dict[int, bytes]) -> Statement:
-        key, source = _u32(data.get(2)), data.get(3 if name == "meta" else 4)
+        key, source = _number(data.get(2)), data.get(3 if name == "meta" else 4)
         if key != 3 or source is None or self._constant is None:
             return Unknown(name)
         return PutMark(int.from_bytes(self._constant[:4], sys.byteorder), connection=name == "ct")
@@ -214,9 +214,5 @@ def _number(data: bytes | None) -> int:
     return int.from_bytes(data or b"", "big")
 
 
-def _u32(data: bytes | None) -> int:
-    return _number(data)
-
-
-def _s32(data: bytes | None) -> int:
+def _signed(data: bytes | None) -> int:
     return int.from_bytes(data or b"", "big", signed=True)

@@ -151,7 +151,7 @@ class Kernel:
             return self._generation is not None and self._current_generation() == self._generation
 
     def _current_generation(self) -> int:
-        answer = self._nft.ask(SUBSYSTEM << 8 | _GET_GENERATION, _header())
+        answer = self._nft.ask(SUBSYSTEM << 8 | _GET_GENERATION, _header(), "a look at the tables")
         return int.from_bytes(dict(attributes((answer or b"")[4:])).get(1, b""), "big")
 
     def _forget(self) -> None:
@@ -278,8 +278,8 @@ class Kernel:
         return [(row[2].rstrip(b"\0").decode(), decode_rule(row)) for row in rows]
 
     def _rows(self, kind: int, filtered: bytes = b"") -> list[dict[int, bytes]]:
-        answers = self._nft.dump(SUBSYSTEM << 8 | kind, _header() + filtered)
-        return [dict(attributes(payload[4:])) for _, payload in answers]
+        answers = self._nft.dump(SUBSYSTEM << 8 | kind, _header() + filtered, f"a listing of table {TABLE}")
+        return [dict(attributes(payload[4:])) for payload in answers]
 
 
 def _header() -> bytes:

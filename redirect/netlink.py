@@ -94,11 +94,11 @@ class Netlink:
         if not answers:
             raise Refused(Refusal(first, errno.EPROTO, "no answer"), "the transaction")
 
-    def dump(self, kind: int, payload: bytes) -> list[tuple[int, bytes]]:
-        """(type, payload) of all that the kernel lists. `payload` starts with the protocol's own header."""
+    def dump(self, kind: int, payload: bytes, about: str) -> list[bytes]:
+        """The payloads of all that the kernel lists. `payload` starts with the protocol's own header."""
         number = self._next()
         self._socket.send(struct.pack("=IHHII", 16 + len(payload), kind, REQUEST | DUMP, number, 0) + payload)
-        found: list[tuple[int, bytes]] = []
+        found: list[bytes] = []
         torn = False
         while True:
             for answer in split(self._receive()):
@@ -110,10 +110,10 @@ class Netlink:
                         raise Interrupted
                     return found
                 if answer.kind == ERROR:
-                    raise Refused(_refusal(answer), "a listing")
-                found.append((answer.kind, answer.payload))
+                    raise Refused(_refusal(answer), about)
+                found.append(answer.payload)
 
-    def ask(self, kind: int, payload: bytes, flags: int = 0) -> bytes | None:
+    def ask(self, kind: int, payload: bytes, about: str, flags: int = 0) -> bytes | None:
         """One request by itself: the payload of its answer, or None where there was but an acknowledgement."""
         number = self._next()
         header = struct.pack("=IHHII", 16 + len(payload), kind, REQUEST | ACK | flags, number, 0)
@@ -128,7 +128,7 @@ class Netlink:
                     continue
                 refusal = _refusal(answer)
                 if refusal.code:
-                    raise Refused(refusal, "a request")
+                    raise Refused(refusal, about)
                 return found
 
     def drain(self) -> Iterator[Frame]:

@@ -32,8 +32,8 @@ def install(netlink: Netlink, marks: Marks) -> None:
     """Add what is missing. Raises Refused; where IPv6 is switched off there is nothing to add for it."""
     for family in FAMILIES:
         try:
-            for kind, payload in ((NEW_ROUTE, _route(family, marks)), (NEW_RULE, _rule(family, marks))):
-                _ask(netlink, kind, payload, CREATE | EXCLUSIVE, errno.EEXIST)
+            _ask(netlink, NEW_ROUTE, _route(family, marks), _about("route", family), CREATE | EXCLUSIVE, errno.EEXIST)
+            _ask(netlink, NEW_RULE, _rule(family, marks), _about("rule", family), CREATE | EXCLUSIVE, errno.EEXIST)
         except Refused as refused:
             if family == socket.AF_INET or refused.code not in _NO_IPV6:
                 raise
@@ -42,17 +42,22 @@ def install(netlink: Netlink, marks: Marks) -> None:
 def remove(netlink: Netlink, marks: Marks) -> None:
     """Take out what `install` added, and nothing else."""
     for family in FAMILIES:
-        for kind, payload in ((DEL_RULE, _rule(family, marks)), (DEL_ROUTE, _route(family, marks))):
-            _ask(netlink, kind, payload, 0, *_ABSENT, *(_NO_IPV6 if family == socket.AF_INET6 else ()))
+        fine = (*_ABSENT, *(_NO_IPV6 if family == socket.AF_INET6 else ()))
+        _ask(netlink, DEL_RULE, _rule(family, marks), _about("rule", family), 0, *fine)
+        _ask(netlink, DEL_ROUTE, _route(family, marks), _about("route", family), 0, *fine)
 
 
 def missing(netlink: Netlink, marks: Marks) -> Iterator[str]:
     """What `install` would add, in words."""
-    for family, version in zip(FAMILIES, ("IPv4", "IPv6"), strict=True):
-        if not _listed(netlink, GET_RULE, family, _RULE_KEYS, _rule(family, marks)):
-            yield f"the {version} routing rule for mark {marks.spoof:#x} is missing"
-        if not _listed(netlink, GET_ROUTE, family, _ROUTE_KEYS, _route(family, marks)):
-            yield f"the {version} route of table {marks.route_table} is missing"
+    for family in FAMILIES:
+        routes = _listed(netlink, GET_ROUTE, family)
+        if family == socket.AF_INET6 and not routes:
+            # Where IPv6 is on, loopback has its own.
+            return
+        if not any(_alike(_RULE_KEYS, row, _rule(family, marks)) for row in _listed(netlink, GET_RULE, family)):
+            yield f"{_about('rule', family)} for mark {marks.spoof:#x} is missing"
+        if not any(_alike(_ROUTE_KEYS, row, _route(family, marks)) for row in routes):
+            yield f"{_about('route', family)} in table {marks.route_table} is missing"
 
 
 _RULE_KEYS = (6, 10, 15, 16)
@@ -81,18 +86,24 @@ def _u32(number: int, value: int) -> bytes:
     return attribute(number, struct.pack("=I", value))
 
 
-def _ask(netlink: Netlink, kind: int, payload: bytes, flags: int, *welcome: int) -> None:
+def _about(what: str, family: int) -> str:
+    return f"the {'IPv6' if family == socket.AF_INET6 else 'IPv4'} routing {what}"
+
+
+def _ask(netlink: Netlink, kind: int, payload: bytes, about: str, flags: int, *welcome: int) -> None:
     try:
-        netlink.ask(kind, payload, flags)
+        netlink.ask(kind, payload, about, flags)
     except Refused as refused:
         if refused.code not in welcome:
             raise
 
 
-def _listed(netlink: Netlink, kind: int, family: int, keys: tuple[int, ...], wanted: bytes) -> bool:
-    row = dict(attributes(wanted[12:]))
-    for _, payload in netlink.dump(kind, struct.pack("=8BI", family, *[0] * 8)):
-        found = dict(attributes(payload[12:]))
-        if payload[0] == family and all(found.get(key) == row[key] for key in keys):
-            return True
-    return False
+def _listed(netlink: Netlink, kind: int, family: int) -> list[bytes]:
+    rows = netlink.dump(kind, struct.pack("=8BI", family, *[0] * 8), "a listing of routing")
+    # A kernel that lacks a family answers for all of them.
+    return [row for row in rows if row[0] == family]
+
+
+def _alike(keys: tuple[int, ...], row: bytes, wanted: bytes) -> bool:
+    has, wants = dict(attributes(row[12:])), dict(attributes(wanted[12:]))
+    return all(has.get(key) == wants[key] for key in keys)

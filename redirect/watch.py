@@ -47,7 +47,10 @@ class Watch:
         self._netlink.close()
 
     def foreign(self) -> list[str]:
-        """What others did to our table since the last call, each kind once; empty for changes of ours and elsewhere."""
+        """What others did to our table since the last call, each kind once; empty for changes of ours and elsewhere.
+
+        Call it where blocking is fine: when news were lost it waits for a change of ours to be over.
+        """
         found: dict[str, None] = {}
         lost = False
         while True:

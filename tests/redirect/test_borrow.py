@@ -7,6 +7,7 @@ import pytest
 
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
+from redirect.netlink import CaptureError
 from redirect.origdst import spoof_socket
 from redirect.plan import Capture, Desired, Marks, Recognise
 from redirect.routing import PROTOCOL
@@ -83,6 +84,15 @@ def test_rules_and_routes_are_installed_once_and_removed(netns: str, kernel: Ker
     assert "49175" not in tables
 
 
+def test_where_loopback_is_down(netns: str, kernel: Kernel) -> None:
+    ip(netns, "link", "set", "lo", "down")
+    with pytest.raises(CaptureError, match=r"routing route: .* is down.*`ip link set lo up`"):
+        kernel.apply(DESIRED)
+    ip(netns, "link", "set", "lo", "up")
+    kernel.apply(DESIRED)
+    assert kernel.differences(DESIRED) == []
+
+
 def test_other_marks_are_removed_by_name(netns: str, kernel: Kernel) -> None:
     marks = Marks(agent=0x10000001, spoof=0x10000002, route_table=77)
     kernel.apply(Desired(marks=marks))
@@ -95,5 +105,6 @@ def test_where_ipv6_is_switched_off(netns: str, kernel: Kernel) -> None:
     off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
     in_namespace(netns, lambda: subprocess.run(["sh", "-c", off], check=True))
     kernel.apply(DESIRED)
+    assert kernel.differences(DESIRED) == []
     kernel.remove()
     assert kernel.held() is None

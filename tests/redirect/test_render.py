@@ -1,0 +1,38 @@
+from pathlib import Path
+
+from redirect.compare import compare
+from redirect.kernel import Kernel
+from redirect.plan import Capture, Desired, Recognise, plan
+from redirect.render import render
+from tests.redirect.traffic import nft
+
+DESIRED = Desired(
+    (
+        Capture("shop/web", Recognise(uid=1001), 15101, (("10.0.0.1", 80), ("fd00::1", 80)), shares_address=True),
+        Capture("shop/v4", Recognise(address="10.0.0.3"), 15103),
+        Capture("shop/v6", Recognise(address="fd00::3"), 15104),
+        Capture("shop/rest", Recognise(everything=True), 15105),
+    ),
+    frozenset({("10.0.0.1", 80), ("fd00::1", 80)}),
+    capture_all=True,
+)
+
+
+def test_nft_makes_the_same_table_of_the_text(netns: str, kernel: Kernel, tmp_path: Path) -> None:
+    """The text says what we do: nft's own compiler agrees, expression by expression."""
+    file = tmp_path / "table"
+    file.write_text(render(plan(DESIRED)))
+    nft(netns, "-f", str(file))
+    assert compare(plan(DESIRED), kernel.held()) == []
+
+
+def test_long_sets_are_cut() -> None:
+    text = render(plan(Desired(mesh=frozenset(("10.0.0.1", n) for n in range(1, 1501)))), shown=10)
+    assert "... and 1490 more" in text
+    assert text.count("10.0.0.1 . ") == 10
+
+
+def test_cgroups_are_shown_by_number() -> None:
+    text = render(plan(Desired((Capture("shop/web", Recognise(cgroup=(2, 4711)), 15101),))))
+    assert "socket cgroupv2 level 2 vmap @by-cgroup-2" in text
+    assert "4711 : goto from/shop/web," in text
