@@ -10,6 +10,7 @@ long-lived, and a resumed session would skip the certificate.
 
 import contextlib
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -133,10 +134,31 @@ def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
     ctx.set_tlsext_servername_callback(choose)
 
 
+RECORD = 2**14
+"""The most plaintext one TLS record holds, in bytes."""
+
+# pyOpenSSL copies every buffer once more than needed and answers "nothing yet" with an exception. Where each message of
+# a mesh passes, that is most of the cost of TLS, so Memory and the four methods that take one call OpenSSL through the
+# binding below pyOpenSSL; everything else is pyOpenSSL's.
+_lib, _ffi = SSL._lib, SSL._ffi  # type: ignore[attr-defined]
+
+
+class Memory:
+    """Memory that OpenSSL reads and writes in place. `view` is the same memory for everybody else."""
+
+    __slots__ = ("_pointer", "size", "view")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._pointer = _ffi.new("char[]", size)
+        self.view = memoryview(_ffi.buffer(self._pointer))
+
+
 class Machine:
     """One TLS connection. `tag` is handed to the ServerNames callback.
 
-    The handshake: `feed` and `take` around `handshake()` until that returns True. Afterwards `write` and `read_into`.
+    The handshake: `feed` and `take` around `handshake()` until that returns True. Afterwards `write` and `read_into`,
+    or, in place and for many records at once, `arrived`, `open`, `seal` and `take_into`.
     A dead machine stays dead: every call raises the TlsError again.
     """
 
@@ -189,6 +211,46 @@ class Machine:
             return 0
         except SSL.Error as error:
             raise _translated(error) from error
+
+    def arrived(self, memory: Memory, count: int) -> None:
+        """`feed` the first `count` bytes of `memory`."""
+        if _lib.BIO_write(self._connection._into_ssl, memory._pointer, count) != count:
+            raise TlsError("OpenSSL has no memory left")
+
+    def open(self, memory: Memory) -> tuple[int, bool]:
+        """Decrypt into `memory` what has arrived; -> (bytes, whether there may be more than fit)."""
+        ssl, pointer = self._connection._ssl, memory._pointer
+        done, full = 0, memory.size - RECORD
+        while done <= full:
+            got = _lib.SSL_read(ssl, pointer + done, RECORD)
+            if got <= 0:
+                if _lib.SSL_get_error(ssl, got) == _lib.SSL_ERROR_WANT_READ:
+                    return done, False
+                if not done:
+                    self._raise(got)
+                break  # the same failure comes up again when the bytes before it are out of the way
+            done += got
+        return done, True
+
+    def seal(self, memory: Memory, count: int) -> None:
+        """`write` the first `count` bytes of `memory`."""
+        ssl, pointer, done = self._connection._ssl, memory._pointer, 0
+        while done < count:
+            wrote = _lib.SSL_write(ssl, pointer + done, count - done)
+            if wrote <= 0:
+                self._raise(wrote)
+            done += wrote
+
+    def take_into(self, memory: Memory) -> int:
+        """`take` into `memory`; -> bytes, 0 when there is nothing."""
+        return max(0, int(_lib.BIO_read(self._connection._from_ssl, memory._pointer, memory.size)))
+
+    def _raise(self, result: int) -> NoReturn:
+        try:
+            self._connection._raise_ssl_error(self._connection._ssl, result)
+        except SSL.Error as error:
+            raise _translated(error) from error
+        raise TlsError("TLS failed without a reason")
 
     def close(self) -> None:
         """Say goodbye: `take` has the close_notify. Never raises."""

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import trio
 
+from ca.tls import RECORD, TAKE, Memory
+
 BUFFER = 2**18
 """Bytes moved by one system call at most: where larger ones stopped paying (docs/performance.md)."""
 BATCH = BUFFER + 2**13
@@ -47,8 +49,8 @@ class Flushable(Protocol):
 class Relay:
     """Owns the epoll set; closes it when `run` ends. Registered sockets belong to whoever registered them.
 
-    `received` and `opened` are scratch memory for one read and one batch of decrypted bytes: their content is void
-    as soon as the handler that filled them returns.
+    `received`, `opened` and `sealed` are scratch memory for one read, its bytes decrypted, and one batch encrypted:
+    their content is void as soon as the handler that filled them returns.
     """
 
     def __init__(self) -> None:
@@ -56,11 +58,12 @@ class Relay:
         self._handlers: dict[int, Handler] = {}
         self._again: list[Callable[[], None]] = []
         self._gathered: list[Flushable] = []
-        self._batches: list[bytearray] = []
+        self._batches: list[Memory] = []
         self._running = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.received = memoryview(bytearray(BUFFER))
-        self.opened = memoryview(bytearray(BUFFER))
+        self.received = Memory(BUFFER)
+        self.opened = Memory(BUFFER + RECORD)
+        self.sealed = Memory(TAKE)
         self.register(self._bell, lambda _mask: self._rung(), READ)
 
     def register(self, fd: int, handler: Handler, mask: int) -> None:
@@ -85,11 +88,11 @@ class Relay:
         if not self._running:
             self._ring()
 
-    def batch(self) -> bytearray:
-        """A buffer of BATCH bytes to gather in; give it back with `release`."""
-        return self._batches.pop() if self._batches else bytearray(BATCH)
+    def batch(self) -> Memory:
+        """BATCH bytes to gather in; give them back with `release`."""
+        return self._batches.pop() if self._batches else Memory(BATCH)
 
-    def release(self, batch: bytearray) -> None:
+    def release(self, batch: Memory) -> None:
         """Take back a batch; a few are kept."""
         if len(self._batches) < 8:
             self._batches.append(batch)

@@ -88,7 +88,7 @@ class Pair:
         """Move bytes from `side` to its other side."""
         if self._closed or self._connecting:
             return
-        buffer, turn = self._relay.received, _TURN
+        buffer, turn = self._relay.received.view, _TURN
         try:
             if side.pending and not self._send(side, side.pending):
                 return

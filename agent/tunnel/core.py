@@ -196,7 +196,9 @@ class Core:
             if self._preface:
                 data = self._start(data)
             received = self._received
-            for frame in self._splitter.feed(data):
+            if self._block is None and not self._splitter.within:
+                data = data[self._whole_data(data, events) :]
+            for frame in self._splitter.feed(data) if data else ():
                 if frame.type == frames.DATA and self._block is None:
                     self._data(frame, events)
                 else:
@@ -217,6 +219,28 @@ class Core:
         if not self._preface:
             self._h2.receive_data(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         return data[n:]
+
+    def _whole_data(self, data: memoryview, events: list[Event]) -> int:
+        """Act on the whole, plain DATA frames that `data` begins with; -> their length. What nearly all arrivals are
+        made of goes this short way; anything else is left to the splitter, and comes to the same."""
+        at, end, streams = 0, len(data), self.streams
+        while end - at >= frames.HEADER_SIZE:
+            length, kind, flags, number = frames.parse_header(data, at)
+            after = at + frames.HEADER_SIZE + length
+            if kind != frames.DATA or flags & frames.PADDED or not length or after > end:
+                break
+            stream = streams.get(number)
+            if stream is None or stream.ended_there or stream.recv_window < length:
+                break
+            stream.recv_window -= length
+            self._received += length
+            events.append(Data(stream, data[at + frames.HEADER_SIZE : after]))
+            if flags & frames.END_STREAM:
+                self._ended(stream, events)
+            at = after
+        if self._received > CONNECTION_WINDOW:
+            raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        return at
 
     def _data(self, frame: Frame, events: list[Event]) -> None:
         self._received += frame.credit

@@ -65,6 +65,11 @@ class Splitter:
         self._flags = 0
         self._stream = 0
 
+    @property
+    def within(self) -> bool:
+        """Whether the last bytes fed left a frame incomplete."""
+        return bool(self._left or self._head or self._whole is not None)
+
     def feed(self, data: memoryview) -> list[Frame]:
         """The frames and DATA pieces in `data`; their payloads are slices of it, valid until it is overwritten."""
         frames: list[Frame] = []
@@ -94,8 +99,7 @@ class Splitter:
         return frames
 
     def _begin(self, head: memoryview | bytearray, frames: list[Frame]) -> None:
-        high, low, kind, flags, stream = _HEADER.unpack(head)
-        length = high << 8 | low
+        length, kind, flags, stream = parse_header(head, 0)
         if kind != DATA:
             if length > MAX_CONTROL:
                 raise ProtocolError(FRAME_SIZE_ERROR, f"a frame of type {kind} with {length} bytes")
@@ -103,7 +107,6 @@ class Splitter:
             return
         if length > MAX_FRAME:
             raise ProtocolError(FRAME_SIZE_ERROR, f"a DATA frame of {length} bytes")
-        stream &= 0x7FFFFFFF
         self._left, self._flags, self._stream = length, flags, stream
         self._pad, self._pad_known = 0, not flags & PADDED
         if length == 0:
@@ -130,11 +133,11 @@ class Splitter:
     def _complete(self) -> Frame:
         raw = bytes(self._whole or b"")
         self._whole = None
-        _, _, kind, flags, stream = _HEADER.unpack_from(raw)
+        _, kind, flags, stream = parse_header(raw, 0)
         payload = raw[HEADER_SIZE:]
         if kind == HEADERS and flags & (PADDED | WITH_PRIORITY):
             payload = _bare(payload, flags)
-        return Frame(kind, flags, stream & 0x7FFFFFFF, payload, 0, raw if kind in (SETTINGS, PING) else b"")
+        return Frame(kind, flags, stream, payload, 0, raw if kind in (SETTINGS, PING) else b"")
 
 
 def _bare(payload: bytes, flags: int) -> bytes:
@@ -151,6 +154,12 @@ def _bare(payload: bytes, flags: int) -> bytes:
     if pad > len(payload):
         raise ProtocolError(PROTOCOL_ERROR, "padding longer than its frame")
     return payload[: len(payload) - pad]
+
+
+def parse_header(data: memoryview | bytearray | bytes, at: int) -> tuple[int, int, int, int]:
+    """(length, type, flags, stream) of the frame that begins at `at`."""
+    high, low, kind, flags, stream = _HEADER.unpack_from(data, at)
+    return high << 8 | low, kind, flags, stream & 0x7FFFFFFF
 
 
 def header(kind: int, flags: int, stream: int, length: int) -> bytes:

@@ -21,10 +21,8 @@ from agent.tunnel.core import Core
 from agent.tunnel.frames import DATA, HEADER_SIZE, ProtocolError
 from agent.tunnel.stream import Answered, Asked, Data, Ended, GoAway, Reset, Settled, Stream, Writable
 from ca.identity import WorkloadIdentity
-from ca.tls import TAKE, Machine, TlsClosed, TlsError
+from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError
 
-RECORD = 2**14
-"""The most plaintext one TLS record holds."""
 _LEAST_SLOT = 2**13  # a batch with less room than this is flushed rather than filled up
 _READS = 4  # reads of BUFFER a link may take in one round
 
@@ -91,7 +89,7 @@ class Link:
         self.sent = self.received = 0
         self._sock, self._fd, self._machine, self._watcher = sock, sock.fileno(), machine, watcher
         self._opened_at = time.time()
-        self._batch: bytearray | None = None
+        self._batch: Memory | None = None
         self._view = memoryview(b"")
         self._used = 0
         self._unsent: deque[memoryview] = deque()
@@ -139,7 +137,7 @@ class Link:
             return None
         if self._batch is None:
             self._batch = self.relay.batch()
-            self._view = memoryview(self._batch)
+            self._view = self._batch.view
         if self.core.outgoing:
             self._gather()
         at = self._used + HEADER_SIZE
@@ -183,7 +181,7 @@ class Link:
             if self._batch is not None:
                 if out:
                     self._gather()
-                self._machine.write(self._view[: self._used])
+                self._machine.seal(self._batch, self._used)
                 self._drop_batch()
             if out:
                 self._machine.write(out)
@@ -196,25 +194,25 @@ class Link:
 
     def _drop_batch(self) -> None:
         if self._batch is not None:
-            self._view.release()
             self.relay.release(self._batch)
             self._batch, self._used = None, 0
 
     def _send(self) -> bool:
-        while ciphertext := self._machine.take():
-            self.sent += len(ciphertext)
+        memory = self.relay.sealed
+        while count := self._machine.take_into(memory):
+            self.sent += count
             n = 0
             if not self._unsent:
                 try:
-                    n = self._sock.send(ciphertext)
+                    n = self._sock.send(memory.view[:count])
                 except BlockingIOError:
                     pass
                 except OSError as error:
                     self._gone(error)
                     return False
-            if n < len(ciphertext):
-                self._unsent.append(memoryview(ciphertext)[n:])
-            if len(ciphertext) < TAKE:
+            if n < count:
+                self._unsent.append(memoryview(bytes(memory.view[n:count])))
+            if count < TAKE:
                 break
         return True
 
@@ -248,12 +246,12 @@ class Link:
             self._read(_READS, bool(mask & (HALF_CLOSED | GONE)))
 
     def _read(self, reads: int = _READS, ending: bool = False) -> None:
-        buffer = self.relay.received
+        memory = self.relay.received
         for _ in range(reads):
             if self.closed:
                 return
             try:
-                n = self._sock.recv_into(buffer)
+                n = self._sock.recv_into(memory.view)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -264,7 +262,11 @@ class Link:
                 return
             self.received += n
             self.heard = time.monotonic()
-            self._machine.feed(buffer[:n])
+            try:
+                self._machine.arrived(memory, n)
+            except TlsError as error:
+                self.close(str(error))
+                return
             self._decrypt()
             # Fewer bytes than asked for: the socket is empty, and a further arrival will be a new edge.
             if n < BUFFER and not ending:
@@ -272,27 +274,16 @@ class Link:
         self.relay.again(self._read)
 
     def _decrypt(self) -> None:
-        buffer = self.relay.opened
-        more = True
+        memory, more = self.relay.opened, True
         while more and not self.closed:
-            n = 0
             try:
-                while n <= BUFFER - RECORD:
-                    got = self._machine.read_into(buffer[n : n + RECORD])
-                    if not got:
-                        more = False
-                        break
-                    n += got
+                n, more = self._machine.open(memory)
             except TlsClosed:
-                self._act(buffer[:n])
                 self.close("")
-                return
             except TlsError as error:
-                self._act(buffer[:n])
                 self.close(f"the peer at {self.peer_address} broke TLS: {error}")
-                return
-            if n:
-                self._act(buffer[:n])
+            else:
+                self._act(memory.view[:n])
 
     def _act(self, data: memoryview) -> None:
         if not data or self.closed:
@@ -305,11 +296,13 @@ class Link:
         owners: list[Owner] = []
         ended = False
         for event in events:
+            if type(event) is Data:
+                owner = event.stream.owner
+                owner.receive(event.payload)
+                if not owners or owners[-1] is not owner:
+                    owners.append(owner)
+                continue
             match event:
-                case Data(stream, payload):
-                    stream.owner.receive(payload)
-                    if not owners or owners[-1] is not stream.owner:
-                        owners.append(stream.owner)
                 case Ended(stream):
                     stream.owner.ended()
                     owners.append(stream.owner)
