@@ -125,13 +125,13 @@ class Authority:
             token = JoinToken.parse(token) if isinstance(token, str) else token
         except TokenError as error:
             raise Refused(str(error)) from error
-        self._check_token(token, now)
+        self.check_token(token, now)
         identity = NodeIdentity(self.trust_domain, token.node)
         facts = _granted(csr, identity, f"the token is for node {token.node}")
         try:
             return self._issue(facts, now, self.lives.node, node=token.node, burn=(token.digest,), along=along)
         except ConflictError:
-            self._check_token(token, now)  # somebody may have been faster with it
+            self.check_token(token, now)  # somebody may have been faster with it
             raise
 
     def sign_workload(
@@ -167,7 +167,8 @@ class Authority:
         facts = _granted(csr, CentralIdentity(self.trust_domain, name), f"it was asked for centre {name}")
         return (*self._issue(facts, now, self.lives.central), self.root)
 
-    def _check_token(self, token: JoinToken, now: datetime) -> None:
+    def check_token(self, token: JoinToken, now: datetime) -> None:
+        """Refused, with the reason, unless the token is good now."""
         again = f"have a new one made: culvert central token create --node {token.node}"
         if token.root not in {x509.fingerprint(r) for r in self.roots}:
             raise Refused("the token was made by the centre of another mesh: join there, or " + again)

@@ -117,6 +117,8 @@ class Centre:
             spec = NodeSpec(canonical_address(request.address), request.tunnel_port)
         except (TokenError, ValueError) as e:
             raise Refused(str(e)) from e
+        # Before anything else, so that a stranger learns nothing of the mesh from what else might be wrong.
+        await trio.to_thread.run_sync(self.authority.check_token, token, self._now())
         made: list[Chain] = []
 
         def commit(batch: Batch) -> None:

@@ -70,7 +70,11 @@ class Feed:
             await trio.sleep(self._tick)
 
     async def start(self, revision: int, incarnation: str) -> Step:
-        """What a watcher that has this view must be told first; it may come to an empty delta."""
+        """What a watcher that has this view must be told first; it may come to an empty delta. What was published
+        before this call is in it: a node that has just joined must find itself."""
+        wanted = self._latest.revision
+        while self.state.revision < wanted:
+            await self._stepped.wait()
         changes = since(self.state, revision, incarnation)
         if changes.reset:
             return await self._everything()

@@ -226,7 +226,7 @@ def _mesh_faults(state: State, fresh: Mapping[Key, Resource], gone: Iterable[Key
     new, old = fresh.get(MESH), state.mesh
     if isinstance(new, Mesh) and old is not None and new.spec.trust_domain != old.spec.trust_domain:
         yield (
-            f"{MESH}: spec.trustDomain is {old.spec.trust_domain} and cannot become {new.spec.trust_domain}: every "
+            f"{MESH}: spec.trustDomain: it is {old.spec.trust_domain} and cannot become {new.spec.trust_domain}: every "
             "identity carries it; start another mesh"
         )
     if MESH in gone:

@@ -98,6 +98,11 @@ class Sessions:
         if session := self._live.get(node):
             session.scope.cancel()
 
+    def drop_all(self) -> None:
+        """End every session."""
+        for session in self._live.values():
+            session.scope.cancel()
+
     async def ask(self, node: str, topic: str, body: msgspec.Raw, seconds: float) -> msgspec.Raw:
         """Ask a connected node, and wait at most so long for its answer; AskError if there is none."""
         session = self._live.get(node)

@@ -8,7 +8,7 @@ import enum
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -48,11 +48,17 @@ class DocumentError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An object and where it was written."""
+    """An object and where it was written; `lines` has the line of each of its fields by path."""
 
     resource: Resource
     file: str
     line: int
+    lines: Mapping[str, int]
+
+    def place(self, complaint: str) -> str:
+        """`complaint` of the object, as others have it (`KIND NAME: [FIELD: ]CAUSE`), with file and line before it."""
+        path = complaint.removeprefix(f"{self.resource.key}: ").partition(":")[0]
+        return f"{self.file}:{self.lines.get(path, self.line)}: {complaint}"
 
 
 def read(sources: Iterable[tuple[str, str]]) -> list[Placed]:
@@ -104,7 +110,7 @@ def _read_one(file: str, text: str, faults: list[Fault]) -> Iterator[Placed]:
         walk = _Walk(file, faults)
         resource = walk.document(node)
         if resource is not _BAD:
-            yield Placed(resource, file, _line(node))
+            yield Placed(resource, file, _line(node), walk.lines)
 
 
 def _objects(documents: Iterable[yaml.Node]) -> Iterator[yaml.Node]:
@@ -123,6 +129,7 @@ class _Walk:
         self._file = file
         self._faults = faults
         self._title = ""
+        self.lines: dict[str, int] = {}
 
     def document(self, node: yaml.Node) -> Any:
         if not isinstance(node, yaml.MappingNode):
@@ -171,6 +178,7 @@ class _Walk:
                 self._fault(key, _join(path, name), f"no such field{did_you_mean(name, fields)}")
                 continue
             nodes[name] = value
+            self.lines[_join(path, name)] = _line(key)
             values[fields[name].name] = self._value(value, fields[name].type, _join(path, name))
         for name, field in fields.items():
             if name not in nodes and field.required:
@@ -189,14 +197,20 @@ class _Walk:
         good: bool,
     ) -> Any:
         """Make the struct, or collect what its own checks say: they stop at the first fault, so each field that is
-        found wrong is left out for the next try. What is already incomplete is only tried for further faults."""
+        found wrong is left out for the next try. What is already incomplete is only tried for further faults, with a
+        stand-in for each text that is missing."""
         fields = {f.name: f for f in msgspec.structs.fields(wanted)}
         values = {name: v for name, v in values.items() if v is not _BAD}
+        written = set(values)
+        if not good:
+            values = {n: "x" for n, f in fields.items() if f.required and f.type is str} | values
         while all(name in values or not f.required for name, f in fields.items()):
             try:
                 built = wanted(**values)
             except ValueError as e:
-                subject = _subject(str(e), {f.name: nodes[f.encode_name] for f in fields.values() if f.name in values})
+                subject = _subject(
+                    str(e), {f.name: nodes[f.encode_name] for f in fields.values() if f.name in written & set(values)}
+                )
                 if subject:
                     encoded = fields[subject].encode_name
                     self._fault(nodes[encoded], _join(path, encoded), str(e))

@@ -86,7 +86,7 @@ def test_what_is_not_there_cannot_be_deleted(state: State) -> None:
 
 def test_the_trust_domain_is_for_ever(state: State) -> None:
     assert refused(state, [mesh("other.example")]).startswith(
-        "mesh mesh: spec.trustDomain is shop.example and cannot become other.example"
+        "mesh mesh: spec.trustDomain: it is shop.example and cannot become other.example"
     )
     assert "cannot be deleted" in refused(state, [], [MESH])
 

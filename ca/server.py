@@ -1,0 +1,294 @@
+"""The centre's tasks: it listens, shakes hands, answers calls and serves sessions. Reads hostile bytes (through http).
+
+Who may cost what: a stranger (no certificate yet, or none at all) has one of STRANGERS places, its handshake must be
+done in seconds and its requests must be small; members of the mesh share the `connections` of the settings. Beyond
+that a connection is closed unanswered.
+
+`run` owns every task. It ends at SIGTERM or SIGINT: no new connections, sessions are cut (nodes go on without
+them), calls under way get GRACE seconds. The store is the caller's.
+"""
+
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+import trio
+from OpenSSL import SSL
+
+from ca import api, endpoint, http, tls, x509
+from ca.authority import Authority, Refused
+from ca.central import CentralSettings
+from ca.centre import Centre
+from ca.channel import Channel, ChannelError
+from ca.contract import MAX_BODY, VERSION, VERSION_HEADER
+from ca.frames import centre_side
+from ca.identity import CentralIdentity
+from ca.notify import keep_watchdog, notify
+from ca.store import Store, StoreError
+
+STRANGERS = 256
+"""Connections at once that have not shown a certificate: handshakes, and nodes that join."""
+
+STRANGERS_BODY = 2**16
+"""Bytes of a request from somebody without a certificate; a join has about a thousand."""
+
+GRACE = 3.0
+"""Seconds for calls under way at the end."""
+
+RENEWAL_CHECK = 60.0
+"""Seconds between looks at the clock: it may jump, as after a suspend."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class ListenError(Exception):
+    """The centre cannot listen where it should; the message says why."""
+
+
+async def run(settings: CentralSettings, store: Store, authority: Authority, advertise: str) -> None:
+    """Serve until SIGTERM or SIGINT. ListenError, StoreError."""
+    centre = Centre(store, authority, advertise=advertise, tick=settings.tick, stall=settings.stall)
+    listeners = await listen(settings.listen)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(serve, centre, settings, listeners)
+            log.info("ready", listen=bound, advertise=advertise, trust_domain=centre.trust_domain)
+            notify("READY=1")
+            nursery.start_soon(keep_watchdog)
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                notify("STOPPING=1")
+                nursery.cancel_scope.cancel()
+
+
+async def listen(where: str) -> list[trio.SocketListener]:
+    """Listening sockets at HOST:PORT; the caller closes them. ListenError."""
+    host, port = endpoint.split(where)
+    try:
+        return list(await trio.open_tcp_listeners(port, host=host))
+    except OSError as e:
+        raise ListenError(f"{where}: cannot listen there: {e.strerror or e}") from e
+
+
+async def serve(
+    centre: Centre,
+    settings: CentralSettings,
+    listeners: list[trio.SocketListener],
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled, then close the listeners; started with the HOST:PORT of the first."""
+    local = _local_listener(settings.socket)
+    front = Front(centre, settings.connections)
+    try:
+        await front.renew(settings.name)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(centre.feed.run)
+            nursery.start_soon(front.keep_renewed, settings.name)
+            connections = await nursery.start(_hold)
+            try:
+                name = listeners[0].socket.getsockname()
+                task_status.started(endpoint.join(name[0], name[1]))
+                async with trio.open_nursery() as listening:
+                    for handler, some in ((front.welcome, listeners), (front.welcome_local, [local] if local else [])):
+                        if some:
+                            listening.start_soon(_listen, handler, some, connections.nursery)
+            finally:
+                centre.sessions.drop_all()
+                connections.end_within(GRACE)
+    finally:
+        for listener in (*listeners, *([local] if local else [])):
+            listener.socket.close()
+        if local:
+            settings.socket.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connections:
+    """A nursery that outlives a cancellation around it by the grace it is given."""
+
+    nursery: trio.Nursery
+    scope: trio.CancelScope
+    over: trio.Event
+
+    def end_within(self, seconds: float) -> None:
+        self.scope.deadline = trio.current_time() + seconds
+        self.over.set()
+
+
+async def _hold(*, task_status: trio.TaskStatus[_Connections]) -> None:
+    with trio.CancelScope(shield=True) as scope:
+        async with trio.open_nursery() as nursery:
+            over = trio.Event()
+            task_status.started(_Connections(nursery, scope, over))
+            await over.wait()
+
+
+async def _listen(
+    handler: Callable[[trio.SocketStream], Awaitable[None]],
+    listeners: list[trio.SocketListener],
+    connections: trio.Nursery,
+) -> None:
+    await trio.serve_listeners(handler, listeners, handler_nursery=connections)
+
+
+class Front:
+    """What happens to one connection. Never raises for what a peer, or a bug in one call, does."""
+
+    def __init__(self, centre: Centre, connections: int) -> None:
+        self._centre = centre
+        self._room = connections
+        self._context: SSL.Context | None = None
+        self._until = datetime.now(UTC)
+        self._members = 0
+        self._strangers = 0
+
+    async def renew(self, name: str) -> None:
+        """Take a new certificate for the centre itself; connections from then on see it."""
+        authority = self._centre.authority
+        key = x509.new_key()
+        csr = x509.make_csr(key, CentralIdentity(authority.trust_domain, name))
+        now = datetime.now(UTC)
+        chain = await trio.to_thread.run_sync(authority.sign_central, name, csr, now)
+        self._context = tls.context(
+            authority.roots, (x509.pem(*chain), x509.key_pem(key)), server=True, peer_certificate=False
+        )
+        self._until = now + (chain[0].not_valid_after_utc - now) / 2
+
+    async def keep_renewed(self, name: str) -> None:
+        """Renew at half of each certificate's life."""
+        while True:
+            await trio.sleep(min(RENEWAL_CHECK, max(1.0, (self._until - datetime.now(UTC)).total_seconds())))
+            if datetime.now(UTC) >= self._until:
+                try:
+                    await self.renew(name)
+                    log.info("own-certificate-renewed")
+                except (StoreError, Refused) as e:
+                    log.error("own-certificate-not-renewed", error=str(e))
+
+    async def welcome(self, transport: trio.SocketStream) -> None:
+        """Serve one TCP connection, and close it."""
+        context = self._context
+        if self._strangers >= STRANGERS or context is None:
+            log.warning("too-many-strangers", limit=STRANGERS)
+            await trio.aclose_forcefully(transport)
+            return
+        self._strangers += 1
+        stranger = True
+        try:
+            _keep_alive(transport)
+            async with Channel(transport, context, server=True) as channel:
+                await channel.handshake()
+                if channel.peer is not None:
+                    if self._members >= self._room:
+                        log.warning("too-many-connections", limit=self._room, peer=str(channel.peer))
+                        return
+                    self._strangers -= 1
+                    stranger = False
+                    self._members += 1
+                await self._serve(channel, channel.peer, _left(channel))
+        except (ChannelError, OSError) as e:
+            log.info("connection-failed", peer=_where(transport), why=str(e))
+        except Exception:
+            log.exception("bug", peer=_where(transport))
+        finally:
+            if stranger:
+                self._strangers -= 1
+            else:
+                self._members -= 1
+
+    async def welcome_local(self, stream: trio.SocketStream) -> None:
+        """Serve one connection of the Unix socket, and close it."""
+        async with stream:
+            credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            uid = int.from_bytes(credentials[4:8], sys.byteorder)
+            if uid not in (0, os.geteuid()):
+                log.warning("local-refused", uid=uid)
+                return
+            try:
+                await self._serve(stream, api.LOCAL, math.inf)
+            except OSError as e:
+                log.info("connection-failed", peer="local", why=str(e))
+            except Exception:
+                log.exception("bug", peer="local")
+
+    async def _serve(self, stream: trio.abc.Stream, caller: api.Caller, seconds: float) -> None:
+        async def handle(request: http.Request) -> http.Response:
+            if request.path == api.SESSION and request.method == "GET":
+                return self._session(caller, request, seconds)
+            version = request.header(VERSION_HEADER)
+            reply = await api.answer(
+                self._centre, caller, request.method, request.path, request.query, version, request.body
+            )
+            return http.Response(reply.status, reply.body, _HEADERS)
+
+        await http.serve_connection(stream, handle, max_body=STRANGERS_BODY if caller is None else MAX_BODY)
+
+    def _session(self, caller: api.Caller, request: http.Request, seconds: float) -> http.Response:
+        try:
+            node = api.may_watch(self._centre, caller)
+        except Refused as e:
+            reply = api.problem(403, str(e))
+            return http.Response(reply.status, reply.body, _HEADERS)
+        if request.upgrade != "culvert":
+            reply = api.problem(426, f"{api.SESSION} is called with Upgrade: culvert")
+            return http.Response(reply.status, reply.body, (*_HEADERS, ("Upgrade", "culvert")))
+
+        async def run(stream: trio.abc.Stream, early: bytes) -> None:
+            with trio.move_on_after(seconds) as life:
+                await self._centre.sessions.serve(node.name, centre_side(stream, early))
+            if life.cancelled_caught:
+                log.info("session-ended", node=node.name, why="its certificate has ended")
+
+        return http.Response(101, headers=_HEADERS, upgrade=run)
+
+
+_HEADERS = ((VERSION_HEADER, VERSION), ("Content-Type", "application/json"))
+
+
+def _left(channel: Channel) -> float:
+    """Seconds that the peer's certificate still lives: no session outlives it."""
+    certificate = channel.peer_certificate
+    if certificate is None:
+        return 0.0
+    return max(0.0, (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds())
+
+
+def _keep_alive(transport: trio.SocketStream) -> None:
+    """Let the kernel notice within a minute that a silent peer is gone: a session may be quiet for days."""
+    transport.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        transport.setsockopt(socket.IPPROTO_TCP, option, value)
+    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
+
+
+def _local_listener(path: Path) -> trio.SocketListener | None:
+    """A Unix socket that only its owner can open. None if it cannot be made: the centre does without."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)  # whoever left it is gone: the store has one process
+        made.bind(str(path))
+        made.listen(16)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(made))
+    except OSError as e:
+        log.warning("no-local-socket", path=str(path), why=str(e))
+        made.close()
+        return None
+    finally:
+        os.umask(before)
+
+
+def _where(transport: trio.SocketStream) -> str:
+    try:
+        name = transport.socket.getpeername()
+    except OSError:
+        return "gone"
+    return endpoint.join(name[0], name[1])
