@@ -72,9 +72,17 @@ class Authority:
     lives: Lives = Lives()
 
     @classmethod
-    def create(cls, store: Store, keys: Keys, trust_domain: str, now: datetime, lives: Lives = Lives()) -> "Authority":
-        """Make root and issuing certificate in an empty store; StoreError if there is a mesh already, IdentityError
-        for what cannot be a trust domain."""
+    def create(
+        cls,
+        store: Store,
+        keys: Keys,
+        trust_domain: str,
+        now: datetime,
+        lives: Lives = Lives(),
+        along: Batch = NOTHING,
+    ) -> "Authority":
+        """Make root and issuing certificate in an empty store, in one commit with `along`; StoreError if there is a
+        mesh already, IdentityError for what cannot be a trust domain."""
         if store.issuers():
             raise StoreError("the store holds a mesh already: choose another --dir, or remove that one first")
         root = x509.new_root(trust_domain, now, lives.root)
@@ -83,7 +91,7 @@ class Authority:
         for issuer in (root, issuing):
             keys.write(x509.fingerprint(issuer.cert), x509.key_pem(issuer.key))
         stored = tuple(_stored(i.cert, role) for i, role in ((root, "root"), (issuing, "issuing")))
-        store.commit(Batch(issuers=stored, meta={"trust-domain": trust_domain}))
+        store.commit(Batch(issuers=stored, meta={"trust-domain": trust_domain}).also(along))
         return cls(store, trust_domain, (root.cert,), issuing, lives)
 
     @classmethod

@@ -60,7 +60,6 @@ class Channel(trio.abc.Stream):
     ) -> None:
         self._transport = transport
         self._machine = tls.Machine(context, server=server)
-        self._server = server
         self._expect = expect
         self._timeout = timeout
         self._flushing = trio.Lock()
@@ -100,7 +99,13 @@ class Channel(trio.abc.Stream):
             raise ChannelError(_explained(str(refusal))) from refusal
         if scope.cancelled_caught:
             raise ChannelError(f"the TLS handshake was not done after {self._timeout:g} s: is the peer a Culvert?")
-        self._peer = self._identify()
+        try:
+            self._peer = self._identify()
+        except ChannelError as error:
+            self._broken = str(error)
+            self._machine.close()
+            await self._farewell()
+            raise
         self._buffer = bytearray(RECORD)
         self._broken = None
 
@@ -211,8 +216,8 @@ class Channel(trio.abc.Stream):
                     raise
 
     async def _farewell(self) -> None:
-        """After a failed handshake: let the peer have the alert. A socket closed with unread bytes would send a reset
-        that overtakes it, so read on until the peer has gone."""
+        """After a failed handshake: let the peer have the alert or the goodbye. A socket closed with unread bytes would
+        send a reset that overtakes it, so read on until the peer has gone."""
         with trio.move_on_after(FAREWELL), contextlib.suppress(trio.BrokenResourceError):
             while ciphertext := self._machine.take():
                 await self._transport.send_all(ciphertext)

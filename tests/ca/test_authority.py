@@ -315,6 +315,16 @@ def test_a_mesh_is_made_once(authority: Authority, store: SqliteStore) -> None:
         Authority.create(store, store.keys, TD, NOW)
 
 
+def test_a_mesh_begins_in_one_commit_with_what_the_registry_adds(store: SqliteStore) -> None:
+    """Killed in the middle, `init` can be said again."""
+    late = Batch(revision=7, delete=(Key("Mesh", "", "mesh"),))
+    with pytest.raises(ConflictError):
+        Authority.create(store, store.keys, TD, NOW, along=late)
+    mesh = StoredResource(Key("Mesh", "", "mesh"), 1, b"{}")
+    Authority.create(store, store.keys, TD, NOW, along=Batch(revision=1, put=(mesh,)))
+    assert store.contents().resources == [mesh]
+
+
 def test_an_empty_store_has_no_authority(store: SqliteStore) -> None:
     with pytest.raises(StoreError, match="culvert central init"):
         Authority.open(store, store.keys)

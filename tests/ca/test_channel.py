@@ -227,7 +227,9 @@ async def test_a_server_of_another_mesh() -> None:
 @pytest.mark.parametrize("who", [WEB, OperatorIdentity(TD, "admin"), CENTRE])
 async def test_a_client_of_the_wrong_class(who: Identity) -> None:
     async with serving(server_context(), expect=NodeIdentity) as server:
-        await refused(server, client_context(credentials(who)))
+        async with await dial(server, client_context(credentials(who))) as channel:
+            assert await channel.receive_some() == b""  # a goodbye: nothing went wrong on the way
+        await server.met.wait()
         assert server.outcomes == [f"the peer is {who}, which is not who is wanted here"]
 
 
@@ -255,7 +257,9 @@ def _odd_leaf() -> Credentials:
 
 async def test_a_certificate_of_another_form_proves_nothing() -> None:
     async with serving(server_context()) as server:
-        await refused(server, client_context(_odd_leaf()))
+        async with await dial(server, client_context(_odd_leaf())) as channel:
+            assert await channel.receive_some() == b""
+        await server.met.wait()
         assert "not of this mesh's form: it has 2 URI SANs" in str(server.outcomes[0])
 
 
@@ -266,7 +270,9 @@ async def test_a_client_without_certificate_where_that_is_allowed() -> None:
         assert await receive_exactly(channel, 5) == b"token"
         assert server.outcomes == [None]
     async with serving(context, expect=NodeIdentity) as server:
-        await refused(server, client_context())
+        async with await dial(server, client_context()) as channel:
+            assert await channel.receive_some() == b""
+        await server.met.wait()
         assert server.outcomes == ["the peer showed no certificate"]
     async with serving(context) as server:  # a bad certificate is worse than none
         assert "another mesh" in await refused(server, client_context(credentials(NODE, OTHER_ISSUING)))

@@ -375,14 +375,23 @@ fragments = st.sampled_from(
 
 
 @given(st.lists(st.one_of(fragments, st.binary(max_size=40)), max_size=12), st.integers(1, 200), st.booleans())
-@example([b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: culvert\r\nConnection: upgrade\r\n\r\n", GET], 7, True)
+@example([b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: culvert\r\nConnection: upgrade\r\n\r\n", GET], 7, False)
+@example([b"GET / HTTP/1.0\r\nHost: x\r\nUpgrade: culvert\r\nConnection: upgrade\r\n\r\n", GET], 7, True)
 @settings(max_examples=300, deadline=None)
 def test_no_bytes_whatever_crash_the_server(parts: list[bytes], size: int, ends: bool) -> None:
     """It ends by itself, raises nothing, and what it says is HTTP."""
     data = b"".join(parts)
 
+    async def greet(stream: Stream, first: bytes) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(b"welcome" + first)
+
+    async def handler(request: Request) -> Response:
+        wants = request.upgrade == "culvert"
+        return Response(101, upgrade=greet) if wants else await mirror(request)
+
     async def main() -> None:
-        async with client() as stream:
+        async with client(handler) as stream:
             for at in range(0, len(data), size):
                 with contextlib.suppress(trio.BrokenResourceError):
                     await stream.send_all(data[at : at + size])
