@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Literal, Protocol
 
 from agent.connections import Connection, Direction, Party, Security, Verdict
@@ -97,6 +98,7 @@ class Book:
     def __init__(self, worker: int, changed: Callable[[], None]) -> None:
         """`changed` is called when there is something new to tell."""
         self.live: dict[str, Entry] = {}
+        self._opening: dict[str, Entry] = {}  # those of `live` that are not carried yet, oldest first
         self.dropped = 0
         self._worker, self._changed = worker, changed
         self._count = 0
@@ -107,12 +109,13 @@ class Book:
         """Begin a connection."""
         self._count += 1
         entry = Entry(f"{self._worker}.{self._count}", direction, security, source, time.time())
-        self.live[entry.id] = entry
+        self.live[entry.id] = self._opening[entry.id] = entry
         return entry
 
     def open(self, entry: Entry) -> None:
         """The connection is carried from now on."""
         entry.state = "open"
+        self._opening.pop(entry.id, None)
         self._opened.append(entry.record())
         self._changed()
 
@@ -120,6 +123,7 @@ class Book:
         """The connection ended; the first verdict and reason given stand."""
         if self.live.pop(entry.id, None) is None:
             return
+        self._opening.pop(entry.id, None)
         if reason and not entry.reason:
             entry.reason = reason
         if entry.verdict is Verdict.ALLOWED:
@@ -131,6 +135,13 @@ class Book:
             self._closed.popleft()
             self.dropped += 1
         self._changed()
+
+    def expire(self, seconds: float) -> None:
+        """Give up those that have been opening for longer."""
+        late = time.monotonic() - seconds
+        for entry in list(takewhile(lambda e: e.started < late, self._opening.values())):
+            if entry.carrier is not None:
+                entry.carrier.abort(f"no connection came about within {seconds:.0f} s", Verdict.FAILED)
 
     def take(self) -> tuple[list[Connection], list[Connection], int]:
         """(opened, closed, dropped) since the last call."""

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
@@ -17,7 +18,7 @@ from agent.policy import Facts
 from agent.relay.leg import Leg, abort
 from agent.relay.loop import Relay
 from agent.relay.pair import Pair
-from agent.route import Refuse, here
+from agent.route import Refuse, here, is_loopback
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
 from agent.tunnel.headers import Connect
@@ -37,6 +38,7 @@ def endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+@lru_cache(maxsize=4096)
 def parse_authority(text: str) -> tuple[str, int] | None:
     """(address, port) of a CONNECT's authority; None unless it is an IP address and a port, in any spelling."""
     found = _AUTHORITY.fullmatch(text)
@@ -221,12 +223,11 @@ class Inbound:
     ) -> socket.socket:
         """A socket connecting to the workload, from the caller's address where the kernel lets us."""
         family = _family(where[0])
-        loopback = ipaddress.ip_address(where[0]).is_loopback
         sock = self._stocks.take(workload.title, family)
         if sock is None and self._stocks.needed(workload.title):
             raise OSError(errno.EAGAIN, "no socket inside its network namespace yet")
         # From a foreign address to loopback (or back) no route leads, so there the application sees the agent.
-        keep = self._marks.spoof and _family(caller) == family and ipaddress.ip_address(caller).is_loopback == loopback
+        keep = self._marks.spoof and _family(caller) == family and is_loopback(caller) == is_loopback(where[0])
         if sock is None:
             sock = spoof_socket(family, self._marks.spoof) if keep else dial_socket(family, self._marks.agent)
         try:

@@ -1,6 +1,5 @@
 """Where a captured connection goes. Pure: facts in, a decision with its reason out."""
 
-import ipaddress
 from dataclasses import dataclass
 
 from agent.snapshot import Snapshot
@@ -43,6 +42,11 @@ class Refuse:
 Decision = Local | Tunnel | Direct | Refuse
 
 
+def is_loopback(address: str) -> bool:
+    """Whether an address, as the kernel spells it, never leaves its network namespace."""
+    return address.startswith("127.") or address == "::1"
+
+
 def here(snapshot: Snapshot, address: str, port: int) -> Workload | Refuse | None:
     """The enrolled workload of this node that (address, port) belongs to, if any.
 
@@ -66,7 +70,7 @@ def route(snapshot: Snapshot, address: str, port: int) -> Decision:
     if port in NEVER_CAPTURED:
         return Refuse(f"port {port} is one of Culvert's own")
     found = snapshot.at(address, port)
-    if not found and ipaddress.ip_address(address).is_loopback:
+    if not found and is_loopback(address):
         local = here(snapshot, address, port)
         if isinstance(local, Refuse):
             return local

@@ -59,6 +59,7 @@ from ca.resources.metadata import Key
 
 _TELL = 0.05  # seconds over which opened and closed connections are gathered into one message
 _QUEUE = 4096  # messages for the supervisor that may wait; records beyond it are dropped and counted
+_OPENING = 15.0  # seconds for a connection to come about: two handshakes, each with its own bound, and some
 _PING, _LOST = 10.0, 20.0  # seconds of silence after which a tunnel is pinged, and given up
 
 
@@ -195,6 +196,7 @@ class Worker:
         while True:
             await trio.sleep(1)
             now = time.monotonic()
+            self.book.expire(_OPENING)
             for link in self.links:
                 link.core.tick()
                 silent = now - link.heard

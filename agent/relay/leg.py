@@ -280,7 +280,10 @@ class Leg:
 
     def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
         """End the connection at once, both ways, with a reset."""
-        self._link.core.reset(self._stream, frames.CANCEL)
+        if self._connecting:
+            self._link.core.answer(self._stream, 503)
+        else:
+            self._link.core.reset(self._stream, frames.CANCEL)
         self._link.touch()
         self._drop(verdict, reason)
         self._link.freed()

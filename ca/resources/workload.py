@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -104,4 +105,10 @@ class Workload(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", 
 
     def identity(self, trust_domain: str) -> WorkloadIdentity:
         """The identity it proves in tunnels."""
-        return WorkloadIdentity(trust_domain, self.metadata.namespace, self.spec.service_account)
+        return _identity(trust_domain, self.metadata.namespace, self.spec.service_account)
+
+
+@lru_cache(maxsize=65536)
+def _identity(trust_domain: str, namespace: str, service_account: str) -> WorkloadIdentity:
+    # Asked for with every connection; checking the names afresh each time would cost more than all the rest of it.
+    return WorkloadIdentity(trust_domain, namespace, service_account)
