@@ -2,5 +2,5 @@
 
 loop    the epoll set inside trio's loop; rounds, flushes, shared buffers
 leg     an application's socket, carried by a stream of a tunnel
-pair    two sockets joined without a tunnel
+pair    two sockets joined without a tunnel; pipes: the kernel's, for bulk
 """

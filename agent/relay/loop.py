@@ -19,6 +19,7 @@ from typing import Protocol
 
 import trio
 
+from agent.relay.pipes import Pipes
 from ca.tls import RECORD, TAKE, Memory
 
 BUFFER = 2**18
@@ -64,6 +65,7 @@ class Relay:
         self.received = Memory(BUFFER)
         self.opened = Memory(BUFFER + RECORD)
         self.sealed = Memory(TAKE)
+        self.pipes = Pipes()
         self.register(self._bell, lambda _mask: self._rung(), READ)
 
     def register(self, fd: int, handler: Handler, mask: int) -> None:

@@ -1,7 +1,10 @@
 """A pair: two sockets joined without a tunnel, for connections that stay on this node or leave it in plaintext.
 
 The same rules as a leg's: half-closes travel both ways for themselves, a reset stays a reset, what one side does not
-take is kept (at most one BUFFER) and stops the reading on the other. The pair owns both sockets.
+take is kept (at most one BUFFER, or one pipe) and stops the reading on the other. The pair owns both sockets.
+
+A flow that fills a whole BUFFER at once is bulk, and from then on goes through a kernel pipe: that costs a third of the
+CPU, while for small messages reading and writing is cheaper than two splices.
 """
 
 import os
@@ -12,21 +15,24 @@ from agent.book import Book, Entry
 from agent.connections import Verdict
 from agent.relay.leg import abort
 from agent.relay.loop import BROKEN, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
+from agent.relay.pipes import Pipe
 
 _TURN = BUFFER
-"""Bytes one side may move in one round."""
+"""Bytes one side may copy in one round."""
+_SPLICES = 4  # the same for bulk, in pipes full
 
 
 class _Side:
     """One socket of the pair, and what is on its way from here to the other side."""
 
-    __slots__ = ("eof", "fd", "half_closed", "moved", "other", "pending", "readable", "sock")
+    __slots__ = ("eof", "fd", "half_closed", "moved", "other", "pending", "pipe", "readable", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.fd = sock, sock.fileno()
         self.other = self
         self.readable = self.half_closed = self.eof = False
         self.pending = memoryview(b"")
+        self.pipe: Pipe | None = None
         self.moved = 0
 
 
@@ -81,38 +87,76 @@ class Pair:
             side.readable = True
             side.half_closed |= bool(mask & (HALF_CLOSED | GONE))
             self._move(side)
-        if mask & WRITE and side.other.pending and not self._closed:
-            self._move(side.other)
+        other = side.other
+        if mask & WRITE and not self._closed and (other.pending or (other.pipe and other.pipe.held)):
+            self._move(other)
 
     def _move(self, side: _Side) -> None:
         """Move bytes from `side` to its other side."""
         if self._closed or self._connecting:
             return
-        buffer, turn = self._relay.received.view, _TURN
         try:
-            if side.pending and not self._send(side, side.pending):
-                return
-            while side.readable and not side.eof:
-                if turn <= 0:
-                    self._relay.again(partial(self._move, side))
-                    return
-                try:
-                    n = side.sock.recv_into(buffer)
-                except BlockingIOError:
-                    side.readable = False
-                    return
-                if n == 0:
-                    side.eof = True
-                    side.other.sock.shutdown(socket.SHUT_WR)
-                    self._finish()
-                    return
-                turn -= n
-                if n < BUFFER:
-                    side.readable = side.half_closed
-                if not self._send(side, buffer[:n]):
-                    return
+            if side.pipe is None:
+                self._copy(side)
+            if side.pipe is not None:
+                self._splice(side, side.pipe)
+        except BlockingIOError:
+            pass  # the socket that was asked will say when it is ready
         except OSError as error:
             self.abort(f"one side reset the connection ({error.strerror})", Verdict.ALLOWED)
+
+    def _copy(self, side: _Side) -> None:
+        """Move small messages; a flow that fills the buffer gets a pipe instead."""
+        buffer, turn = self._relay.received.view, _TURN
+        if side.pending and not self._send(side, side.pending):
+            return
+        while side.readable and not side.eof:
+            n = self._read(side, buffer)
+            if n == 0:
+                return
+            turn -= n
+            if not self._send(side, buffer[:n]):
+                return
+            if turn <= 0:
+                side.pipe = self._relay.pipes.take()
+                if side.pipe is None:
+                    self._relay.again(partial(self._move, side))
+                return
+
+    def _read(self, side: _Side, buffer: memoryview) -> int:
+        try:
+            n = side.sock.recv_into(buffer)
+        except BlockingIOError:
+            side.readable = False
+            raise
+        if n == 0:
+            self._ended(side)
+        elif n < len(buffer):
+            side.readable = side.half_closed
+        return n
+
+    def _splice(self, side: _Side, pipe: Pipe) -> None:
+        """Move bulk through the pipe, until the source runs dry."""
+        for _ in range(_SPLICES):
+            if not pipe.held:
+                if not side.readable or side.eof:
+                    return
+                try:
+                    if pipe.fill(side.fd) == 0:
+                        self._ended(side)
+                        return
+                except BlockingIOError:
+                    # Dry: the flow may be a chatty one from here on, and the pipe may serve another.
+                    side.readable, side.pipe = False, None
+                    self._relay.pipes.give(pipe)
+                    return
+            side.moved += pipe.drain(side.other.fd)
+        self._relay.again(partial(self._move, side))
+
+    def _ended(self, side: _Side) -> None:
+        side.eof = True
+        side.other.sock.shutdown(socket.SHUT_WR)
+        self._finish()
 
     def _send(self, side: _Side, data: memoryview) -> bool:
         """Hand `data` to the other side; keep what it does not take, and say whether it took all."""
@@ -148,5 +192,9 @@ class Pair:
 
     def _leave(self) -> None:
         self._closed = True
+        for side in (self._caller, self._callee):
+            if side.pipe is not None:
+                self._relay.pipes.give(side.pipe)
+                side.pipe = None
         self._relay.unregister(self._caller.fd)
         self._relay.unregister(self._callee.fd)
