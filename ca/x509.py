@@ -100,7 +100,7 @@ def read_csr(pem: bytes | str) -> CsrFacts:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise CsrError("the key of the signing request is not on the curve P-256")
         proven = csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as error:
         raise CsrError(f"this is no signing request in PEM: {error}") from error
     if not proven:
         raise CsrError("the signing request is not signed with its own key")
@@ -171,7 +171,7 @@ def identity_of(cert: x509.Certificate) -> Identity:
         identity = _one_identity(_find(extensions, x509.SubjectAlternativeName))
         san_critical = extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
         subject_empty = not list(cert.subject)
-    except (ValueError, x509.DuplicateExtension) as error:
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension) as error:
         raise CertificateError(f"the certificate cannot be read: {error}") from error
     if subject_empty and not san_critical:
         raise CertificateError("the certificate has neither a subject nor a critical SAN")
@@ -200,7 +200,7 @@ def load_chain(data: bytes) -> list[x509.Certificate]:
     """Every certificate in a PEM text, in its order; CertificateError if there is none."""
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CertificateError(f"no readable certificate in PEM: {error}") from error
 
 
