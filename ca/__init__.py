@@ -7,6 +7,9 @@ x509, tls   certificates, and TLS as a machine on memory buffers
 channel     that machine on a socket; http: h11 on a channel
 tokens      what invites a node
 authority   who may hold which certificate
-registry    desired state and its revisions; store: where they rest
-server      the centre's API
+registry    desired state and its revisions; claims: what only one may have; store: where they rest
+feed        its changes as deltas that all watchers share; sessions: the watchers
+centre      every call as a method; api: who may make which; server: the tasks that serve them
+central     the centre's settings; founding: how a mesh begins
+client      the other end: what agents and operators call it with
 """

@@ -5,6 +5,7 @@ Calls are HTTP/1.1 over mTLS with JSON bodies:
     POST /v1/join      JoinRequest -> JoinResponse        no client certificate; the token is the proof, used once
     POST /v1/renew     SignRequest -> SignResponse        a node, for its own certificate
     POST /v1/sign      SignRequest -> SignResponse        a node, for a workload it hosts
+    POST /v1/operators SignRequest -> SignResponse        root at the centre's machine (Unix socket), for an operator
     POST /v1/tokens    TokenRequest -> TokenResponse      an operator
     POST /v1/apply     ApplyRequest -> ApplyResponse      an operator; all of it or nothing
     POST /v1/delete    DeleteRequest -> ApplyResponse     an operator

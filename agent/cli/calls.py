@@ -33,7 +33,9 @@ def credential_option(command: _F) -> _F:
 def find(given: Path | None) -> Credential:
     """The credential that was given, or the one in the centre's directory on this machine; Refused if there is none."""
     directory = Path(os.environ.get(PREFIX + "DIR", DIRECTORY))
-    path = given or directory / OPERATOR_FILE
+    # The second is where the systemd unit keeps its centre.
+    places = [directory / OPERATOR_FILE, directory / "central" / OPERATOR_FILE]
+    path = given or next((p for p in places if p.exists()), places[0])
     if given is None and not path.exists():
         raise Refused(
             f"{path}: there is no credential; give --credential FILE, or make one at the centre's machine: "

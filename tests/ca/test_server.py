@@ -366,3 +366,31 @@ async def test_nobody_there(tmp_path: Path, centre: Running) -> None:
         with pytest.raises(ClientError, match="cannot be reached: Connection refused"):
             await client.status()
     assert not await Client.at_socket(tmp_path / "none.sock").reachable()
+
+
+async def test_a_call_under_way_is_answered_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on = trio.Event(), trio.Event()
+    answered: list[int] = []
+    async with trio.open_nursery() as nursery, running(tmp_path / "centre") as centre:
+        client, label = centre.operator(), centre.centre.label
+
+        async def slow_label(*arguments: object) -> object:
+            entered.set()
+            await go_on.wait()
+            return await label(*arguments)  # type: ignore[arg-type]
+
+        async def call() -> None:
+            answered.append((await client.label(LabelRequest(ResourceName("Node", "a"), {"x": "y"}))).revision)
+
+        async def release() -> None:
+            with contextlib.suppress(ClientError):
+                while await client.status():
+                    pass  # until nobody listens any more
+            go_on.set()
+
+        monkeypatch.setattr(centre.centre, "label", slow_label)
+        await centre.centre.apply([node("a")])
+        nursery.start_soon(call)
+        await entered.wait()
+        nursery.start_soon(release)
+    assert answered == [3]
