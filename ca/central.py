@@ -18,6 +18,9 @@ FILE = Path("/etc/culvert/central.toml")
 OWN_FILE = "central.toml"
 """Written by `culvert central init` into the centre's directory; FILE overrides it."""
 
+OPERATOR_FILE = "operator.json"
+"""The first operator's credential, in the centre's directory."""
+
 PREFIX = "CULVERT_CENTRAL_"
 DIRECTORY = Path("/var/lib/culvert")
 

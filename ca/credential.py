@@ -45,7 +45,7 @@ def load(path: Path) -> Credential:
         credential = msgspec.json.decode(data, type=Credential)
         endpoint.split(credential.address)
         x509.load_key(credential.key.encode())
-        credential.ends  # noqa: B018 - for its errors
+        x509.load_chain(credential.chain.encode())
     except OSError as e:
         raise CredentialError(f"{path}: cannot be read: {e.strerror}") from e
     except (ValueError, msgspec.MsgspecError, x509.CertificateError) as e:

@@ -1,7 +1,6 @@
 """Starting a mesh, and opening one that was started: what `culvert central` does before any task runs. Blocks."""
 
 import ipaddress
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +9,15 @@ from pathlib import Path
 
 from ca import credential, endpoint, registry, x509
 from ca.authority import Authority, Chain
-from ca.central import OWN_FILE, CentralSettings
+from ca.central import OPERATOR_FILE, OWN_FILE, CentralSettings
 from ca.contract import DEFAULT_PORT
 from ca.credential import Credential
 from ca.identity import OperatorIdentity, check_name, check_trust_domain
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
+from ca.settings import written
 from ca.store import StoreError
 from ca.store.sqlite import SqliteStore
-
-OPERATOR_FILE = "operator.json"
 
 
 def found(settings: CentralSettings, trust_domain: str, operator: str) -> Path:
@@ -41,10 +39,9 @@ def found(settings: CentralSettings, trust_domain: str, operator: str) -> Path:
         if outcome.batch is not None:
             store.commit(outcome.batch)
         credential.save(path, _sign(authority, operator, address, now))
-    listen = settings.listen.replace("\\", "").replace('"', "")
     (settings.dir / OWN_FILE).write_text(
-        f'# Written by culvert central init; /etc/culvert/central.toml overrides it.\nlisten = "{listen}"\n'
-        f'advertise = "{address}"\n'
+        "# Written by culvert central init; /etc/culvert/central.toml overrides it.\n"
+        f"listen = {written(settings.listen)}\nadvertise = {written(address)}\n"
     )
     return path
 
@@ -108,9 +105,3 @@ def _own_address() -> str:
             except OSError:
                 continue
     return "127.0.0.1"
-
-
-def owned_by_us(path: Path) -> bool:
-    """Whether the directory is ours to write in: said early, with a clear message, rather than by an OSError."""
-    parent = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    return os.access(parent, os.W_OK)

@@ -10,14 +10,12 @@ import click
 import trio
 
 from agent.cli.output import Refused, warn
-from ca.central import DIRECTORY, PREFIX
+from ca.central import DIRECTORY, OPERATOR_FILE, PREFIX
 from ca.client import Client, ClientError
 from ca.credential import WARN_BEFORE, Credential, CredentialError, load
 
 R = TypeVar("R")
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-OPERATOR_FILE = "operator.json"
 
 
 def credential_option(command: _F) -> _F:

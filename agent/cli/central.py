@@ -13,7 +13,7 @@ from agent.cli.output import Refused, note, output_option, show
 from ca import credential as credentials
 from ca import founding, x509
 from ca.authority import Refused as NotSigned
-from ca.central import CentralSettings, load_central
+from ca.central import OPERATOR_FILE, CentralSettings, load_central
 from ca.client import Client
 from ca.contract import TokenRequest
 from ca.duration import Duration
@@ -176,7 +176,7 @@ def renew(name: str, path: Path | None, directory: Path | None) -> None:
     \b
     culvert central operator renew admin
     """
-    path = path or _settings(None, {"dir": directory}).dir / founding.OPERATOR_FILE
+    path = path or _settings(None, {"dir": directory}).dir / OPERATOR_FILE
     if why := founding.replaced(path, name):
         raise Refused(f"{why}: choose another file with -o")
     _make(name, path, directory)
