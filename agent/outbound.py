@@ -7,7 +7,6 @@ from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
 from agent.inbound import Inbound, endpoint
 from agent.relay.leg import Leg, abort
-from agent.relay.loop import Relay
 from agent.route import Direct, Local, Refuse, Tunnel, route
 from agent.snapshot import Snapshot
 from agent.tunnel.headers import Connect
@@ -16,23 +15,41 @@ from agent.tunnel.pool import Key, Pool
 from ca.resources.metadata import Key as ResourceKey
 from redirect.origdst import NotRedirected, original_destination
 
+_TRIES = 3
+"""Tunnels tried for one connection before it is given up."""
+
 
 class _Opening:
-    """A captured connection that waits for a tunnel (pool.Waiter and book.Carrier); then a Leg takes over."""
+    """A captured connection that waits for a tunnel (pool.Waiter and book.Carrier); then a Leg takes over.
 
-    __slots__ = ("_ask", "_book", "_entry", "_relay", "_sock", "received", "sent")
+    A tunnel that dies, or goes away, before it answered gives the connection back, and the next one is asked for.
+    """
 
-    def __init__(self, relay: Relay, sock: socket.socket, book: Book, entry: Entry, ask: Connect) -> None:
-        self._relay, self._sock, self._book, self._entry, self._ask = relay, sock, book, entry, ask
+    __slots__ = ("_ask", "_book", "_early", "_entry", "_key", "_left", "_pool", "_sock", "received", "sent")
+
+    def __init__(self, sock: socket.socket, book: Book, entry: Entry, ask: Connect, pool: Pool, key: Key) -> None:
+        self._sock, self._book, self._entry, self._ask, self._pool, self._key = sock, book, entry, ask, pool, key
+        self._early = b""
+        self._left = _TRIES
         self.sent = self.received = 0
-        entry.carrier = self
+
+    def ask(self) -> None:
+        """Wait for a tunnel."""
+        self._entry.carrier = self
+        self._left -= 1
+        self._pool.ask(self._key, self)
 
     def linked(self, link: Link) -> None:
         if self._entry.carrier is not self:
             return  # ended while it waited
         self._entry.tunnel = link.number
-        Leg(self._sock, link, link.core.open(self._ask), self._book, self._entry)
+        retry = self._again if self._left else None
+        Leg(self._sock, link, link.core.open(self._ask), self._book, self._entry, early=self._early, retry=retry)
         link.touch()
+
+    def _again(self, sock: socket.socket, early: bytes) -> None:
+        self._sock, self._early, self.sent = sock, early, len(early)
+        self.ask()
 
     def failed(self, reason: str) -> None:
         self.abort(reason, Verdict.FAILED)
@@ -47,8 +64,8 @@ class _Opening:
 class Outbound:
     """Takes over what the capture listeners accept. `snapshot` is replaced by the worker."""
 
-    def __init__(self, relay: Relay, book: Book, pool: Pool, inbound: Inbound) -> None:
-        self._relay, self._book, self._pool, self._inbound = relay, book, pool, inbound
+    def __init__(self, book: Book, pool: Pool, inbound: Inbound) -> None:
+        self._book, self._pool, self._inbound = book, pool, inbound
 
     def captured(self, snapshot: Snapshot, workload: str, sock: socket.socket, peer: tuple[str, int]) -> None:
         """A connection arrived at the socket kept for `workload` (namespace/name)."""
@@ -85,8 +102,8 @@ class Outbound:
                     f'for="{endpoint(*peer[:2])}"',
                     f"00-{entry.trace}-{os.urandom(8).hex()}-01",
                 )
-                opening = _Opening(self._relay, sock, self._book, entry, ask)
-                self._pool.ask(Key(identity, expected, node, tunnel_port), opening)
+                key = Key(identity, expected, node, tunnel_port)
+                _Opening(sock, self._book, entry, ask, self._pool, key).ask()
 
     def _refuse(self, sock: socket.socket, entry: Entry, reason: str) -> None:
         abort(sock)

@@ -88,7 +88,7 @@ class Worker:
             asked=lambda link, asked: inbound.asked(self.snapshot, link, asked),
             refused=lambda peer, why: self.say(Notice("warning", "tunnel_refused", {"peer": peer, "reason": why})),
         )
-        outbound = Outbound(self.relay, self.book, self.pool, inbound)
+        outbound = Outbound(self.book, self.pool, inbound)
         self.listeners = Listeners(
             self.relay,
             {

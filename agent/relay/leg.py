@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent.book import Book, Entry
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from agent.tunnel.link import Link
 
 EARLY = 2**16
-"""Bytes sent along with a CONNECT before it is answered."""
+"""Bytes sent along with a CONNECT before it is answered, and kept until it is, so that another tunnel can have them."""
+
+Retry = Callable[[socket.socket, bytes], None]
+"""Try another tunnel for this connection and the bytes it has sent so far."""
 _TURN_LEAST, _TURN_MOST = 2**14, 2**18
 """Bytes a leg may read in one round: it starts small, so that a bulk flow does not starve a small one, and doubles
 while the application fills it."""
@@ -58,7 +62,9 @@ class Leg:
         "_link",
         "_pending",
         "_readable",
+        "_resend",
         "_rest_eof",
+        "_retry",
         "_sock",
         "_source",
         "_stream",
@@ -66,8 +72,19 @@ class Leg:
         "_up",
     )
 
-    def __init__(self, sock: socket.socket, link: "Link", stream: Stream, book: Book, entry: Entry) -> None:
-        """On the source's node: `sock` is connected, and `stream` was just opened. On the destination's: `sock` is
+    def __init__(
+        self,
+        sock: socket.socket,
+        link: "Link",
+        stream: Stream,
+        book: Book,
+        entry: Entry,
+        *,
+        early: bytes = b"",
+        retry: Retry | None = None,
+    ) -> None:
+        """On the source's node: `sock` is connected, and `stream` was just opened; `early` are bytes that an earlier
+        tunnel lost, and `retry` is called when this one is lost before it answered. On the destination's: `sock` is
         connecting, and the stream is answered when it has."""
         self._sock, self._fd, self._link, self._stream, self._book, self._entry = (
             sock,
@@ -87,7 +104,10 @@ class Leg:
         self._rest_eof = False  # the peer sends no more; shutdown follows the pending bytes
         self._closed = False
         self._turn = _TURN_LEAST
-        self._up = self._down = 0  # bytes from the application, to it
+        self._up, self._down = len(early), 0  # bytes from the application, to it
+        self._early = bytearray(early)  # bytes sent before the answer
+        self._resend = early
+        self._retry = retry
         stream.owner = self
         entry.carrier = self
         link.idle_since = None
@@ -132,10 +152,17 @@ class Leg:
 
     def pump(self) -> None:
         """Move what the application sent into the tunnel."""
-        if not self._readable or self._closed or self._connecting:
+        if self._closed or self._connecting:
             return
         link, stream = self._link, self._stream
         turn = self._turn
+        while self._resend:
+            slot = link.slot(stream, len(self._resend))
+            if slot is None:
+                return
+            slot[:] = self._resend[: len(slot)]
+            self._resend = self._resend[len(slot) :]
+            link.placed(stream, len(slot))
         while self._readable:
             if not stream.answered and self._up >= EARLY:
                 return
@@ -158,6 +185,8 @@ class Leg:
                 self._finish()
                 return
             self._up += n
+            if not stream.answered and self._source:
+                self._early += slot[:n]
             link.placed(stream, n)
             if n < len(slot):
                 # The socket is empty, unless its end is still in there.
@@ -257,6 +286,7 @@ class Leg:
 
     def answered(self, status: int) -> None:
         if status == 200:
+            self._early.clear()
             self._book.open(self._entry)
             self.pump()
             return
@@ -264,10 +294,25 @@ class Leg:
         self._drop(verdict, _ANSWERS.get(status, f"the other node answered {status}"))
 
     def reset(self, code: int) -> None:
+        if code == frames.REFUSED_STREAM and self._again(unseen=True):
+            return
         self._drop(Verdict.ALLOWED if self._entry.state == "open" else Verdict.FAILED, "reset by the other side")
 
-    def broken(self, reason: str) -> None:
-        self._drop(Verdict.FAILED, reason)
+    def broken(self, reason: str, *, unseen: bool = False) -> None:
+        if not self._again(unseen=unseen):
+            self._drop(Verdict.FAILED, reason)
+
+    def _again(self, *, unseen: bool) -> bool:
+        """Hand the connection to another tunnel, if no byte of it can have reached the application yet.
+
+        Early bytes go to the application as soon as it is connected, maybe before a tunnel dies with the answer to
+        them: sending those again could do a thing twice. So they are only if the peer says that it did not look.
+        """
+        if self._retry is None or self._stream.answered or self._closed or (self._up and not unseen):
+            return False
+        self._leave()
+        self._retry(self._sock, bytes(self._early))
+        return True
 
     # ---- ends that are no clean ends
 

@@ -48,8 +48,8 @@ class Owner(Protocol):
     def pump(self) -> None:
         """There is room to send again."""
 
-    def broken(self, reason: str) -> None:
-        """The tunnel is gone."""
+    def broken(self, reason: str, *, unseen: bool = False) -> None:
+        """The tunnel is gone; with `unseen` the peer is known not to have looked at the stream."""
 
 
 class Watcher(Protocol):
@@ -324,7 +324,7 @@ class Link:
                 case GoAway(_, unseen):
                     self._watcher.leaving(self)
                     for stream in unseen:
-                        stream.owner.broken("the peer is going away and did not look at it")
+                        stream.owner.broken("the peer is going away and did not look at it", unseen=True)
         for owner in owners:
             owner.deliver()
         if self.core.outgoing:
