@@ -20,6 +20,7 @@ _COMMANDS = {
     "demo": "agent.cli.demo:demo",
     "get": "agent.cli.resources:get",
     "label": "agent.cli.resources:label",
+    "policy": "agent.cli.policy:policy",
     "schema": "agent.cli.resources:schema",
     "status": "agent.cli.node:status",
     "tunnels": "agent.cli.node:tunnels",
