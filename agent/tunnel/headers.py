@@ -22,6 +22,7 @@ _FORWARDED = b"\x00\x09forwarded"
 _TRACEPARENT = b"\x00\x0btraceparent"
 _FIRST = b"\x20"  # dynamic table size update to 0, at the start of a connection's first block
 _KNOWN_MAX = 4096  # entries of a cache; full, it starts anew
+_KNOWN_SIZE, _KNOWN_FIELDS = 1024, 64  # what a cached part may have: with its tail it is far below MAX_LIST
 
 
 class HeaderError(Exception):
@@ -92,18 +93,19 @@ class BlockWriter:
 class BlockReader:
     """Reads the header blocks of one connection."""
 
-    __slots__ = ("_cache", "_decoder", "_stateless")
+    __slots__ = ("_cache", "_decoder", "_settled", "_stateless")
 
     def __init__(self, cache: dict[bytes, Connect]) -> None:
         """`cache` may be shared by all connections: it is used only where blocks cannot depend on the connection."""
         self._cache = cache
         self._decoder = Decoder(max_header_list_size=MAX_LIST)
-        self._stateless = False
+        self._settled = self._stateless = False
 
     def settle(self) -> None:
-        """The peer acknowledged a header table of size 0: from here on blocks are pure functions of their bytes."""
+        """The peer acknowledged a header table of size 0: from its next block on they are pure functions of their
+        bytes. That next one must empty the table, or it is an error; so it is always decoded."""
         self._decoder.max_allowed_table_size = 0
-        self._stateless = True
+        self._settled = True
 
     def connect(self, block: bytes) -> Connect:
         """A request. HeaderError: no CONNECT that can be served; ProtocolError: the tunnel is lost."""
@@ -113,13 +115,27 @@ class BlockReader:
             return _connect(self._decode(block))
         known = self._cache.get(block[:at])
         if known is None:
-            known = _connect(self._decode(block))
-            if block[0] == _FIRST[0]:
-                return known
-            if len(self._cache) >= _KNOWN_MAX:
-                self._cache.clear()
-            self._cache[block[:at]] = known
+            known = self._learn(block[:at])
+            if known is None:
+                return _connect(self._decode(block))
         return Connect(known.authority, known.baggage, *tail)
+
+    def _learn(self, part: bytes) -> Connect | None:
+        """What the part before the literals says; None if it is no whole by itself (what looks like our literals is
+        the inside of another), speaks of them too, or is larger than any of ours."""
+        if len(part) > _KNOWN_SIZE or part[0] == _FIRST[0]:
+            return None
+        try:
+            fields = self._decode(part)
+        except ProtocolError:
+            return None
+        if len(fields) > _KNOWN_FIELDS or any(name in ("forwarded", "traceparent") for name, _ in fields):
+            return None
+        known = _connect(fields)
+        if len(self._cache) >= _KNOWN_MAX:
+            self._cache.clear()
+        self._cache[part] = known
+        return known
 
     def status(self, block: bytes) -> int:
         """The status of an answer."""
@@ -132,9 +148,11 @@ class BlockReader:
 
     def _decode(self, block: bytes) -> list[tuple[str, str]]:
         try:
-            return [(str(n), str(v)) for n, v in self._decoder.decode(block)]
+            fields = [(str(n), str(v)) for n, v in self._decoder.decode(block)]
         except (HPACKError, UnicodeDecodeError) as error:
             raise ProtocolError(COMPRESSION_ERROR, f"a header block that cannot be decoded: {error}") from error
+        self._stateless = self._settled
+        return fields
 
 
 def _literals(block: bytes, at: int) -> tuple[str, str] | None:
