@@ -22,7 +22,6 @@ it at once. Frames for forgotten streams count for the connection's window and a
 | WINDOW_UPDATE          | Writable          | ignored   | connection error      |
 """
 
-import contextlib
 from collections.abc import Iterator
 
 import h2.config
@@ -61,10 +60,18 @@ CALM = 10_000
 """Frames that cost us and carry nothing (PING, SETTINGS, empty DATA, RST_STREAM) a peer may send between two ticks."""
 
 
+class CoreError(ProtocolError):
+    """The tunnel is lost; `events` happened before that."""
+
+    def __init__(self, code: int, message: str, events: list[Event]) -> None:
+        super().__init__(code, message)
+        self.events = events
+
+
 class Core:
     """One end of a tunnel. `client` opens streams, the other answers them.
 
-    ProtocolError from `receive`: send `outgoing`, which holds the GOAWAY, then close.
+    CoreError from `receive`: act on its `events`, which came before; send `outgoing`, which holds the GOAWAY; close.
     """
 
     def __init__(
@@ -75,7 +82,8 @@ class Core:
         self.outgoing = bytearray()
         self.streams: dict[int, Stream] = {}
         self.max_frame = 2**14
-        self.max_streams = 100  # until the peer says so
+        self.max_streams = 1  # until the peer says so: it may allow no more, and says so within a round trip
+        self.settled = False
         self.draining = False
         self.carried = 0
         self.send_window = _INITIAL
@@ -171,6 +179,13 @@ class Core:
         stream.recv_window += credit
         self.outgoing += frames.window_update(stream.id, credit)
 
+    def abandon(self) -> list[Stream]:
+        """The tunnel is gone: forget the streams that were open, and return them."""
+        streams = list(self.streams.values())
+        for stream in streams:
+            self._forget(stream)
+        return streams
+
     def ping(self) -> None:
         """Ask for a sign of life; `pinged` until it comes."""
         self.pinged = True
@@ -190,7 +205,7 @@ class Core:
     # ---- receiving
 
     def receive(self, data: memoryview) -> list[Event]:
-        """Act on what the peer sent."""
+        """Act on what the peer sent; raises CoreError."""
         events: list[Event] = []
         try:
             if self._preface:
@@ -208,7 +223,7 @@ class Core:
                 self._received = 0
         except ProtocolError as error:
             self.drain(error.code or frames.PROTOCOL_ERROR, str(error))
-            raise
+            raise CoreError(error.code, str(error), events) from error
         return events
 
     def _start(self, data: memoryview) -> memoryview:
@@ -249,7 +264,7 @@ class Core:
         stream = self.streams.get(frame.stream)
         if stream is None or stream.ended_there:
             self._known(frame.stream)
-            self._restless(stream is None and not frame.credit)
+            self._restless(not frame.credit)
             return
         stream.recv_window -= frame.credit
         if stream.recv_window < 0:
@@ -313,29 +328,29 @@ class Core:
         self._block = None
         block = bytes(fragment)
         stream = self.streams.get(number)
-        if self.client:
+        if stream is None and (self.client or number <= self._last_id):
+            self._known(number)
+            self._reader.skip(block)  # it crossed our RST_STREAM
+            return
+        if stream is not None and (stream.answered or not self.client):
+            # Trailers, or a second answer, have no place on a CONNECT stream (RFC 9113, section 8.5).
+            self._reader.skip(block)
+            self.reset(stream, frames.PROTOCOL_ERROR)
+            yield Reset(stream, frames.PROTOCOL_ERROR)
+            return
+        if stream is not None:
             status = self._reader.status(block)
-            if stream is None:
-                self._known(number)
-                return
             if status < 200:
+                self._restless()
+                if flags & frames.END_STREAM:
+                    raise ProtocolError(frames.PROTOCOL_ERROR, f"an answer that ends with {status}")
                 return
-            if stream.answered:
-                raise ProtocolError(frames.PROTOCOL_ERROR, "a second answer")
             stream.answered = True
             yield Answered(stream, status)
             if flags & frames.END_STREAM and number in self.streams:
                 events: list[Event] = []
                 self._ended(stream, events)
                 yield from events
-            return
-        if stream is not None or number <= self._last_id:
-            # Trailers have no place on a CONNECT stream; one for a forgotten stream crossed our RST_STREAM.
-            with contextlib.suppress(HeaderError):
-                self._reader.connect(block)
-            if stream is not None:
-                self.reset(stream, frames.PROTOCOL_ERROR)
-                yield Reset(stream, frames.PROTOCOL_ERROR)
             return
         if number % 2 == 0:
             raise ProtocolError(frames.PROTOCOL_ERROR, f"a client opened stream {number}")
@@ -399,11 +414,16 @@ class Core:
 
     def _settle(self, changed: dict[int, int]) -> Iterator[Event]:
         self.max_frame = changed.get(SettingCodes.MAX_FRAME_SIZE, self.max_frame)
-        self.max_streams = changed.get(SettingCodes.MAX_CONCURRENT_STREAMS, self.max_streams)
+        self.max_streams = changed.get(
+            SettingCodes.MAX_CONCURRENT_STREAMS, self.max_streams if self.settled else MAX_STREAMS
+        )
+        self.settled = True
         initial = changed.get(SettingCodes.INITIAL_WINDOW_SIZE)
         if initial is not None:
             for stream in self.streams.values():
                 stream.send_window += initial - self._initial_send_window
+                if stream.send_window > _WINDOW_LIMIT:
+                    raise ProtocolError(frames.FLOW_CONTROL_ERROR, "settings that push a window out of bounds")
             self._initial_send_window = initial
             yield Writable(None)
         yield Settled(self.max_streams)

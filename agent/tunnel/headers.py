@@ -146,6 +146,10 @@ class BlockReader:
                 return int(value)
         raise ProtocolError(PROTOCOL_ERROR, "an answer without a status")
 
+    def skip(self, block: bytes) -> None:
+        """A block that means nothing to us: only the decoder's state moves on."""
+        self._decode(block)
+
     def _decode(self, block: bytes) -> list[tuple[str, str]]:
         try:
             fields = [(str(n), str(v)) for n, v in self._decoder.decode(block)]

@@ -17,8 +17,8 @@ from typing import Protocol
 from agent.connections import Direction, Tunnel
 from agent.relay.loop import BATCH, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
 from agent.tunnel import frames
-from agent.tunnel.core import Core
-from agent.tunnel.frames import DATA, HEADER_SIZE, ProtocolError
+from agent.tunnel.core import Core, CoreError
+from agent.tunnel.frames import DATA, HEADER_SIZE
 from agent.tunnel.stream import Answered, Asked, Data, Ended, GoAway, Reset, Settled, Stream, Writable
 from ca.identity import WorkloadIdentity
 from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError
@@ -84,6 +84,7 @@ class Link:
         self.local, self.peer = local, peer
         self.peer_address: str = sock.getpeername()[0]
         self.closed = False
+        self.reason = ""  # why it was closed
         self.heard = time.monotonic()
         self.idle_since: float | None = self.heard
         self.sent = self.received = 0
@@ -288,11 +289,12 @@ class Link:
     def _act(self, data: memoryview) -> None:
         if not data or self.closed:
             return
+        broke = ""
         try:
             events = self.core.receive(data)
-        except ProtocolError as error:
-            self.close(f"the peer at {self.peer_address} broke HTTP/2: {error}")
-            return
+        except CoreError as error:
+            # What came before it still counts: streams that ended there are no longer the core's to end.
+            events, broke = error.events, f"the peer at {self.peer_address} broke HTTP/2: {error}"
         owners: list[Owner] = []
         ended = False
         for event in events:
@@ -315,6 +317,8 @@ class Link:
                     ended |= status != 200
                 case Asked(stream):
                     self._watcher.asked(self, event)
+                    if stream.owner is None:
+                        stream.owner = _NOBODY  # it was refused, and more of it may follow in this very read
                 case Writable(stream):
                     for each in [stream] if stream else list(self.core.streams.values()):
                         if each.owner is not None:
@@ -327,6 +331,9 @@ class Link:
                         stream.owner.broken("the peer is going away and did not look at it", unseen=True)
         for owner in owners:
             owner.deliver()
+        if broke:
+            self.close(broke)
+            return
         if self.core.outgoing:
             self.touch()
         if ended and not self.closed:
@@ -363,7 +370,7 @@ class Link:
         """End the tunnel and whatever it still carries."""
         if self.closed:
             return
-        self.closed = True
+        self.closed, self.reason = True, reason or "the tunnel was closed"
         if self.core.outgoing or self._batch is not None:
             self._encrypt()  # last words, which a peer that is gone does not hear
         self._drop_batch()
@@ -377,6 +384,27 @@ class Link:
         self._sock.close()
         self._waiting.clear()
         self._watcher.leaving(self)
-        for stream in list(self.core.streams.values()):
+        for stream in self.core.abandon():
             if stream.owner is not None:
-                stream.owner.broken(reason or "the tunnel was closed")
+                stream.owner.broken(self.reason)
+
+
+class _Nobody:
+    """Owns the streams that were refused."""
+
+    def receive(self, payload: memoryview | bytes) -> None: ...
+
+    def deliver(self) -> None: ...
+
+    def ended(self) -> None: ...
+
+    def reset(self, code: int) -> None: ...
+
+    def answered(self, status: int) -> None: ...
+
+    def pump(self) -> None: ...
+
+    def broken(self, reason: str) -> None: ...
+
+
+_NOBODY = _Nobody()

@@ -103,7 +103,8 @@ class Pool:
         self._dial(key, place)
 
     def _dial(self, key: Key, place: _Place) -> None:
-        if not place.dialling:
+        # One whose settings are on their way will say how much more it carries (`roomier`).
+        if not place.dialling and all(link.core.settled for link in place.links):
             place.dialling = True
             self._nursery.start_soon(self._dialler, key, place)
 
@@ -116,26 +117,27 @@ class Pool:
             link = self._link(key, sock, machine)
         except (HandshakeError, OSError) as error:
             place.dialling = False
-            waiting, place.waiting = place.waiting, deque()
-            for waiter in waiting:
-                waiter.failed(str(error))
-            self._tidy(key)
+            self._fail(key, place, str(error))
             return
         place.dialling = False
         place.links.append(link)
         self._serve(key, place)
 
     def _link(self, key: Key, sock: socket.socket, machine: Machine) -> Link:
-        link = Link(
-            self._relay,
-            sock,
-            machine,
-            self._shared.core(client=True),
-            self,
-            number=self._shared.number(self._worker),
-            local=key.source,
-            peer=key.destination,
-        )
+        try:
+            link = Link(
+                self._relay,
+                sock,
+                machine,
+                self._shared.core(client=True),
+                self,
+                number=self._shared.number(self._worker),
+                local=key.source,
+                peer=key.destination,
+            )
+        except OSError:
+            sock.close()  # the peer hung up right after its handshake
+            raise
         self._keys[link] = key
         link.start()
         return link
@@ -146,6 +148,12 @@ class Pool:
                 place.waiting.popleft().linked(link)
         if place.waiting:
             self._dial(key, place)
+
+    def _fail(self, key: Key, place: _Place, reason: str) -> None:
+        waiting, place.waiting = place.waiting, deque()
+        for waiter in waiting:
+            waiter.failed(reason)
+        self._tidy(key)
 
     def _tidy(self, key: Key) -> None:
         place = self._places.get(key)
@@ -177,6 +185,10 @@ class Pool:
             return
         if link in place.links:
             place.links.remove(link)
+        if link.closed and not link.core.settled:
+            # As good as a failed handshake (a refused client certificate comes to light here): no use in another.
+            self._fail(key, place, link.reason)
+            return
         if place.waiting:
             self._dial(key, place)
         self._tidy(key)
