@@ -166,7 +166,8 @@ class Sessions:
         step = await self._feed.start(hello.revision, hello.incarnation)
         told: tuple[LocalMatch, ...] | None = None
         hosted: object = None
-        while step.state.node(session.node) is not None:
+        # Asked of the newest state: the first step may be a kept one from before this node was there.
+        while self._feed.state.node(session.node) is not None:
             now = step.state.hosted.get(session.node)
             if told is None or now is not hosted:
                 # The map's identity is the cheap test, most steps touch other nodes; the matches are the true one.

@@ -82,6 +82,19 @@ async def test_resume_sends_only_what_came_since(centre: Centre) -> None:
     assert set(replica.objects) == {Key("Mesh", "", "mesh"), Key("Node", "", "a"), Key("Node", "", "c")}
 
 
+async def test_a_node_that_came_after_the_kept_whole_mesh_has_its_session(centre: Centre) -> None:
+    await centre.apply([node("a")])
+    async with session(centre, "a", first := Replica()):
+        await first.at(2)
+    await centre.apply([node("b"), workload("web", "b", uid=1)])
+    async with session(centre, "b", second := Replica()):
+        await second.at(3)
+    assert set(second.objects) == {Key("Mesh", "", "mesh"), Key("Node", "", "a"), Key("Node", "", "b")} | {
+        Key("Workload", "shop", "web")
+    }
+    assert second.matches == [LocalMatch("shop", "web", Match(uid=1))]
+
+
 async def test_a_report_stands_in_the_status(centre: Centre) -> None:
     await centre.apply([node("a", "10.0.0.1"), node("b")])
     replica = Replica()
