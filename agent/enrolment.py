@@ -25,8 +25,9 @@ HOST = ""
 NAMESPACED_PORT = 15001
 """Outbound capture port inside a workload's own namespace, where nobody else needs one."""
 
-NO_CGROUP = 0
-"""Stands for the id of a cgroup that does not exist now; no cgroup has it."""
+NO_CGROUP = 2**64 - 1
+"""Less the capture port, it stands for the id of a cgroup that does not exist now: each such workload needs another
+one, and the kernel counts inodes from the other end."""
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -89,7 +90,7 @@ def enrol(view: MeshView) -> Enrolment:
             continue
         place = namespace_path(match.netns) if match.netns is not None else HOST
         # Inside its own namespace everything is the workload's, by whatever spelling the namespace is named.
-        sign = Match(netns=place) if place else match
+        sign = Match(netns=place) if place else _plain(match)
         if (place, sign) in found:
             problems.append(
                 f"workload {workload.title}: it is recognised by the same {_told(sign)} as "
@@ -160,7 +161,8 @@ def tables(
     for local in captured:
         port = NAMESPACED_PORT if local.place else ports.outbound.get(local.workload)
         if port is not None:
-            capture = Capture(local.workload, _recognise(local, cgroups), port, local.serves, local.shares_address)
+            recognise = _recognise(local, cgroups, port)
+            capture = Capture(local.workload, recognise, port, local.serves, local.shares_address)
             found.setdefault(local.place, []).append(capture)
     everywhere = replace(
         base,
@@ -194,15 +196,19 @@ def _held(local: Local, ports: Ports) -> bool:
     return local.workload in ports.outbound
 
 
-def _recognise(local: Local, cgroups: Mapping[str, tuple[int, int] | None]) -> Recognise:
+def _recognise(local: Local, cgroups: Mapping[str, tuple[int, int] | None], port: int) -> Recognise:
     match local.match:
         case _ if local.place:
             return Recognise(everything=True)
         case Match(cgroup=str(path)):
             # A stopped unit has no cgroup, but its ports are still guarded on their way in.
-            return Recognise(cgroup=cgroups.get(path) or (path.strip("/").count("/") + 1, NO_CGROUP))
+            return Recognise(cgroup=cgroups.get(path) or (path.strip("/").count("/") + 1, NO_CGROUP - port))
         case Match(uid=uid, address=address):
             return Recognise(uid=uid, address=address)
+
+
+def _plain(match: Match) -> Match:
+    return Match(cgroup=match.cgroup.strip("/")) if match.cgroup is not None else match
 
 
 def _told(match: Match) -> str:

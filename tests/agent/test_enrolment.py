@@ -69,19 +69,22 @@ def test_who_cannot_be_recognised_is_a_problem_of_its_own():
     v = view(
         mesh(),
         node("n1"),
-        *(workload(n) for n in ("a", "b", "c", "d", "e")),
+        *(workload(n) for n in ("a", "b", "c", "d", "e", "f", "g")),
         matches={
             "a": Match(uid=7),
             "b": Match(uid=7),
             "c": Match(netns="x"),
             "d": Match(netns="/run/netns/x"),
+            "f": Match(cgroup="/a.slice"),
+            "g": Match(cgroup="a.slice"),
         },
     )
     enrolment = enrol(v)
-    assert [w.workload for w in enrolment.locals] == ["shop/a", "shop/c"]
-    same_uid, same_namespace, nothing = enrolment.problems
+    assert [w.workload for w in enrolment.locals] == ["shop/a", "shop/c", "shop/f"]
+    same_uid, same_namespace, nothing, same_cgroup = enrolment.problems
     assert same_uid.startswith("workload shop/b: it is recognised by the same uid 7 as shop/a")
     assert same_namespace.startswith("workload shop/d: it is recognised by the same netns /run/netns/x as shop/c")
+    assert same_cgroup.startswith("workload shop/g: it is recognised by the same cgroup a.slice as shop/f")
     assert nothing.startswith("workload shop/e: nothing says how to recognise it")
 
 
@@ -151,7 +154,7 @@ def test_tables():
             mesh=mesh_addresses,
             captures=(
                 Capture("shop/unit", Recognise(cgroup=(2, 99)), 15100, serves, True),
-                Capture("shop/gone", Recognise(cgroup=(2, NO_CGROUP)), 15101, serves, True),
+                Capture("shop/gone", Recognise(cgroup=(2, NO_CGROUP - 15101)), 15101, serves, True),
                 Capture("shop/web", Recognise(uid=7), 15102, serves, True),
             ),
         ),

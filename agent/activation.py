@@ -1,0 +1,197 @@
+"""Makes a node act on its view of the mesh: the one task through which views, certificates and captures come together.
+
+It is level-triggered: whatever happened, a pass compares what should be with what is and carries the difference out, in
+the order that `enrolment` describes. So nothing depends on the order of news, and what failed is simply tried again.
+"""
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from agent.capture import Capture
+from agent.enrolment import Enrolment, Ports, admitted, allot, enrol, release, tables
+from agent.renewal import Renewal
+from agent.state import State, StateError
+from agent.view import Change, MeshView
+from agent.workers import Workers
+from redirect.cgroup import locate
+from redirect.plan import Desired
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+LOOK = 1.0
+"""Seconds between looks at what tells nobody when it changes: cgroups and namespaces of restarted units."""
+RETRY = 2.0
+"""Seconds after which what could not be carried out is tried again."""
+SETTLE = 5.0
+"""Seconds that workers have to act on a view before rules follow it anyway; one that hangs is being killed by then."""
+
+
+class Activation:
+    """`active` is the revision that certificates, listeners and rules all follow, `problems` what stands against it;
+    `reported` is called when either changed. `base` is what all tables share."""
+
+    def __init__(
+        self,
+        view: MeshView,
+        state: State,
+        workers: Workers,
+        capture: Capture,
+        renewal: Renewal,
+        pool: range,
+        base: Desired,
+        wall: Callable[[], float],
+        reported: Callable[[], None],
+    ) -> None:
+        self.view = view
+        self.enrolment = Enrolment()
+        self.active = 0
+        self.problems: tuple[str, ...] = ()
+        self.ports = state.ports()
+        self.off = state.capture_off()
+        self.captured: frozenset[str] = frozenset()
+        self._state, self._workers, self._capture, self._renewal = state, workers, capture, renewal
+        self._pool, self._base, self._wall, self._reported = pool, base, wall, reported
+        self._changes: list[Change] = []
+        self._cgroups: dict[str, tuple[int, int] | None] = {}
+        self._again = trio.Event()
+        self._passing = trio.Lock()
+        self._stored = state.leaves()
+        self.first = trio.Event()
+        """Set when a view has been acted on for the first time."""
+
+    def take(self, change: Change) -> None:
+        """A new view."""
+        self.view = change.view
+        self._changes.append(change)
+        self.poke()
+
+    def poke(self) -> None:
+        """Something happened that a pass should look at."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Until cancelled; rules stay as they are then."""
+        while True:
+            self._again = trio.Event()
+            failed = not await self.once()
+            await self._wait(RETRY if failed else float("inf"))
+
+    async def once(self) -> bool:
+        """One pass; False if something should be tried again."""
+        async with self._passing:
+            if self.view.snapshot.mesh is None:
+                # Nothing is known yet. What a former life captured stays held until something is.
+                return True
+            return await self._pass()
+
+    async def switch(self, off: bool) -> None:
+        """Switch capture off or on, and remember it; returns when it is so."""
+        async with self._passing:
+            self.off = off
+            await trio.to_thread.run_sync(self._state.set_capture_off, off)
+        await self.once()
+
+    async def leave(self) -> None:
+        """Remove every table, for good; nothing is captured after this."""
+        async with self._passing:
+            self.off = True
+            await self._capture.remove(self.ports.namespaces.values())
+            self.captured = frozenset()
+
+    async def _pass(self) -> bool:
+        view, changes = self.view, self._changes
+        self._changes = []
+        enrolment = self.enrolment = enrol(view)
+        before = self.ports
+        gone = self._renewal.want(enrolment.identities) | self._unstore(enrolment)
+        # As of the same moment as what is admitted: a certificate that comes during this pass is for the next one.
+        waiting = self._renewal.schedule.first_try() and not self.off
+        wanted = () if self.off else admitted(enrolment, before, self._renewal.schedule.certified(self._wall()))
+        ports, lacking = allot(before, wanted, self._pool)
+        faults = await self._keep(ports)
+        self._cgroups, strange = await trio.to_thread.run_sync(_locate, [w.cgroup for w in wanted if w.cgroup])
+        desired = tables(view, wanted, ports, self._cgroups, self._base)
+
+        await self._capture.narrow(desired)
+        for change in changes:
+            self._workers.change(change)
+        self._workers.namespaced({w.workload: w.place for w in enrolment.locals if w.place})
+        if changes and not await self._workers.active(view.snapshot.revision, SETTLE):
+            log.warning("workers-behind", revision=view.snapshot.revision)
+        captured = await self._capture.widen(desired, {*before.outbound, *before.namespaces})
+        self.captured = frozenset(captured)
+
+        faults += await self._keep(release(ports, [w for w in wanted if w.workload in captured]))
+        for uri in gone:
+            self._workers.forget(uri)
+            faults += await self._forget(uri)
+        failures = [text for texts in self._capture.problems.values() for text in texts]
+        active = self.active if waiting else view.snapshot.revision
+        self._conclude(active, [*enrolment.problems, *lacking, *strange, *self._uncertified(), *failures, *faults])
+        self.first.set()
+        return not failures and not faults
+
+    def _unstore(self, enrolment: Enrolment) -> frozenset[str]:
+        """Take up the certificates that were on disk, once it is known who needs them; returns those nobody does."""
+        stored, self._stored = self._stored, {}
+        for leaf in stored.values():
+            if self._renewal.schedule.hold(leaf):
+                self._workers.hold(leaf)
+        return frozenset(stored) - enrolment.identities
+
+    def _conclude(self, active: int, problems: Sequence[str]) -> None:
+        if (active, tuple(problems)) != (self.active, self.problems):
+            self.active, self.problems = active, tuple(problems)
+            log.info("active", revision=active, captured=len(self.captured), problems=list(problems))
+            self._reported()
+
+    def _uncertified(self) -> list[str]:
+        schedule, now = self._renewal.schedule, self._wall()
+        missing = self.enrolment.identities - schedule.certified(now)
+        reasons = schedule.reasons()
+        return [
+            f"workload {w.workload}: no valid certificate for {w.identity}: {reasons[w.identity]}"
+            for w in self.enrolment.locals
+            if w.identity in missing and w.identity in reasons
+        ]
+
+    async def _keep(self, ports: Ports) -> list[str]:
+        if ports != self.ports:
+            self.ports = ports
+            try:
+                await trio.to_thread.run_sync(self._state.save_ports, ports)
+            except StateError as error:
+                return [str(error)]
+        return []
+
+    async def _forget(self, uri: str) -> list[str]:
+        try:
+            await trio.to_thread.run_sync(self._state.forget_leaf, uri)
+        except StateError as error:
+            return [str(error)]
+        return []
+
+    async def _wait(self, longest: float) -> None:
+        """Until somebody pokes, something moved, or it is time to try again."""
+        until = trio.current_time() + longest
+        while trio.current_time() < until:
+            with trio.move_on_after(LOOK):
+                await self._again.wait()
+                return
+            now, _ = await trio.to_thread.run_sync(_locate, list(self._cgroups))
+            if now != self._cgroups or await self._capture.moved():
+                return
+
+
+def _locate(paths: Sequence[str]) -> tuple[dict[str, tuple[int, int] | None], list[str]]:
+    found: dict[str, tuple[int, int] | None] = {}
+    strange = []
+    for path in paths:
+        try:
+            found[path] = locate(path)
+        except ValueError as error:
+            found[path] = None
+            strange.append(f"cgroup {path}: {error}")
+    return found, strange
