@@ -1,0 +1,38 @@
+"""What workers report of connections, taken down: counted, logged, and the last ones kept to be asked about."""
+
+from collections import deque
+from collections.abc import Callable
+
+from agent.connections import Connection
+from agent.messages import Closed, Opened
+from agent.telemetry.access_log import AccessLog
+from agent.telemetry.metrics import TcpCounts
+
+KEEP = 1000
+"""Closed connections kept: some 600 KB."""
+
+
+class Ledger:
+    """`clock` is monotonic; without `access_log` nothing is written."""
+
+    def __init__(self, access_log: AccessLog | None, clock: Callable[[], float]) -> None:
+        self.counts = TcpCounts()
+        self.dropped = 0
+        self.closed: deque[Connection] = deque(maxlen=KEEP)
+        self._access_log = access_log
+        self._clock = clock
+
+    def take(self, message: Opened | Closed) -> None:
+        """From a worker."""
+        now = self._clock()
+        match message:
+            case Opened(connections):
+                for connection in connections:
+                    self.counts.opened(connection, now)
+            case Closed(connections, dropped):
+                self.dropped += dropped
+                self.closed.extend(connections)
+                for connection in connections:
+                    self.counts.closed(connection, now)
+                    if self._access_log:
+                        self._access_log.write(connection)

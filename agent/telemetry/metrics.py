@@ -1,0 +1,204 @@
+"""What Prometheus is told: Istio's standard TCP counters, under its names and labels, and facts of our own.
+
+The counts are kept here in plain dictionaries; prometheus_client is imported for the first scrape only, and writes them
+out. Bytes of a live connection are counted as they come, at each scrape; a series that nothing was added to for IDLE
+seconds is forgotten, so that workloads that are gone do not stay for ever.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent.connections import Connection, Direction, Party, Security, Verdict
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+IDLE = 600.0
+SERIES = 10_000
+"""Series kept; beyond it the longest idle goes first. A node has far fewer pairs of workloads."""
+
+LABELS = (
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_service",
+    "request_protocol",
+    "connection_security_policy",
+    "response_flags",
+)
+_SECURITY = {Security.MTLS: "mutual_tls", Security.PLAINTEXT: "none", Security.LOCAL: "local"}
+_FLAGS = {Verdict.ALLOWED: "-", Verdict.REFUSED: "DENY", Verdict.FAILED: "CONNECT"}
+
+
+@dataclass(slots=True)
+class _Series:
+    opened: int = 0
+    closed: int = 0
+    failed: int = 0
+    sent: int = 0
+    received: int = 0
+    touched: float = 0.0
+
+
+class TcpCounts:
+    """Counts connections; `now` is a monotonic time in seconds."""
+
+    def __init__(self) -> None:
+        self._series: dict[tuple[str, ...], _Series] = {}
+        self._counted: dict[str, tuple[int, int, float]] = {}
+
+    def opened(self, connection: Connection, now: float) -> None:
+        """It is carried from now on."""
+        self._at(connection, now).opened += 1
+
+    def closed(self, connection: Connection, now: float) -> None:
+        """It ended, or never began."""
+        series = self._at(connection, now)
+        if connection.verdict is Verdict.ALLOWED:
+            series.closed += 1
+        else:
+            series.failed += 1
+        self._bytes(series, connection, now)
+        self._counted.pop(connection.id, None)
+
+    def live(self, connections: Iterable[Connection], now: float) -> None:
+        """Those that are carried now, with what they have carried so far; some may be missing for once, because their
+        worker was slow to answer."""
+        for connection in connections:
+            sent, received, _ = self._counted.get(connection.id, (0, 0, now))
+            if (sent, received) == (connection.sent, connection.received):
+                self._counted[connection.id] = sent, received, now
+            else:
+                self._bytes(self._at(connection, now), connection, now)
+        self._counted = {k: c for k, c in self._counted.items() if now - c[2] < IDLE}
+
+    def rows(self, now: float) -> list[tuple[tuple[str, ...], _Series]]:
+        """Labels and counts, idle ones forgotten."""
+        self._series = {k: s for k, s in self._series.items() if now - s.touched < IDLE}
+        return sorted(self._series.items())
+
+    def _bytes(self, series: _Series, connection: Connection, now: float) -> None:
+        sent, received, _ = self._counted.get(connection.id, (0, 0, now))
+        series.sent += max(0, connection.sent - sent)
+        series.received += max(0, connection.received - received)
+        self._counted[connection.id] = connection.sent, connection.received, now
+
+    def _at(self, connection: Connection, now: float) -> _Series:
+        key = _labels(connection)
+        series = self._series.get(key)
+        if series is None:
+            if len(self._series) >= SERIES:
+                del self._series[min(self._series, key=lambda k: self._series[k].touched)]
+            series = self._series[key] = _Series()
+        series.touched = now
+        return series
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What else a scrape shows. `expiry` is unix time by identity; `captured` and `bypassed` are connections by
+    workload."""
+
+    expiry: Mapping[str, float] = field(default_factory=dict)
+    captured: Mapping[str, int] = field(default_factory=dict)
+    bypassed: Mapping[str, int] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    log_dropped: int = 0
+    records_dropped: int = 0
+    worker_restarts: int = 0
+    workers: int = 0
+    revision: int = 0
+    centre_connected: bool = False
+
+
+def exposition(counts: TcpCounts, facts: Facts, now: float) -> bytes:
+    """The page that Prometheus reads, in its text format."""
+    from prometheus_client import generate_latest
+    from prometheus_client.registry import Collector
+
+    class Page(Collector):
+        def collect(self) -> Iterable["Metric"]:
+            return [*_tcp(counts, now), *_own(facts)]
+
+    return generate_latest(Page())
+
+
+def _tcp(counts: TcpCounts, now: float) -> Iterable["Metric"]:
+    from prometheus_client.metrics_core import CounterMetricFamily
+
+    rows = counts.rows(now)
+    for name, text, count in (
+        ("istio_tcp_connections_opened", "Connections that began to be carried.", "opened"),
+        ("istio_tcp_connections_closed", "Connections that were carried and ended.", "closed"),
+        ("istio_tcp_connections_failed", "Connections refused by policy or not possible.", "failed"),
+        ("istio_tcp_sent_bytes", "Bytes from source to destination.", "sent"),
+        ("istio_tcp_received_bytes", "Bytes from destination to source.", "received"),
+    ):
+        metric = CounterMetricFamily(name, text, labels=LABELS)
+        for labels, series in rows:
+            if value := getattr(series, count):
+                metric.add_metric(labels, value)
+        yield metric
+
+
+def _own(facts: Facts) -> Iterable["Metric"]:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+    expiry = GaugeMetricFamily(
+        "culvert_certificate_expiry_timestamp_seconds", "When the certificate ends, unix time.", labels=["identity"]
+    )
+    for uri, end in sorted(facts.expiry.items()):
+        expiry.add_metric([uri], end)
+    yield expiry
+    for name, text, by_workload in (
+        ("culvert_captured_connections", "Connections that the kernel sent to the agent.", facts.captured),
+        ("culvert_bypassed_connections", "Connections to no mesh address, left in the kernel.", facts.bypassed),
+    ):
+        metric = CounterMetricFamily(name, text, labels=["workload"])
+        for workload, count in sorted(by_workload.items()):
+            metric.add_metric([workload], count)
+        yield metric
+    for name, text, total in (
+        ("culvert_access_log_dropped", "Access log lines lost: the log's sink was blocked.", facts.log_dropped),
+        ("culvert_connection_records_dropped", "Records of closed connections lost by workers.", facts.records_dropped),
+        ("culvert_worker_restarts", "Workers that died and were replaced.", facts.worker_restarts),
+    ):
+        yield CounterMetricFamily(name, text, value=total)
+    for name, value in (
+        ("culvert_workers", facts.workers),
+        ("culvert_active_revision", facts.revision),
+        ("culvert_centre_connected", int(facts.centre_connected)),
+    ):
+        yield GaugeMetricFamily(name, _TEXTS[name], value=value)
+    for name, amount in sorted(facts.gauges.items()):
+        yield GaugeMetricFamily(f"culvert_relay_{name}", "Of all workers together.", value=amount)
+
+
+_TEXTS = {
+    "culvert_workers": "Worker processes that serve.",
+    "culvert_active_revision": "The revision that certificates, listeners and rules follow.",
+    "culvert_centre_connected": "1 while the agent has a session with the centre.",
+}
+
+
+def _labels(c: Connection) -> tuple[str, ...]:
+    reporter = "source" if c.direction is Direction.OUTBOUND else "destination"
+    return (
+        reporter,
+        *_party(c.source),
+        *_party(c.destination),
+        "unknown",
+        "tcp",
+        _SECURITY[c.security],
+        _FLAGS[c.verdict],
+    )
+
+
+def _party(party: Party) -> tuple[str, str, str]:
+    namespace, _, name = party.workload.partition("/")
+    return name or "unknown", namespace or "unknown", party.identity or "unknown"
