@@ -114,6 +114,10 @@ class Schedule:
     def _due(self, entry: _Entry, wall: float) -> bool:
         return entry.leaf is None or wall >= entry.renew or not entry.leaf.valid(wall)
 
+    def wanted(self) -> frozenset[str]:
+        """All identities that are to have a certificate."""
+        return frozenset(self._entries)
+
     def leaves(self) -> Mapping[str, Leaf]:
         """What is held, expired ones too."""
         return {uri: e.leaf for uri, e in self._entries.items() if e.leaf}

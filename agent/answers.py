@@ -1,0 +1,115 @@
+"""What an agent answers to questions about itself: on its admin socket, and to the centre. Values only."""
+
+import msgspec
+
+from agent.connections import Connection, Tunnel
+
+
+class CaptureRow(msgspec.Struct, frozen=True):
+    """How one workload is captured. `place` is empty for the machine itself; `recognised` reads as in `uid 1000`."""
+
+    workload: str
+    recognised: str
+    place: str = ""
+    port: int = 0
+    captured: int = 0
+    bypassed: int = 0
+
+
+class CaptureAnswer(msgspec.Struct, frozen=True):
+    """`on` is the operator's switch. `places` has (place, mesh addresses) for each namespace with a table of ours."""
+
+    on: bool
+    rows: list[CaptureRow] = []
+    places: list[tuple[str, int]] = []
+    problems: list[str] = []
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """The table of one place, in nft's language; empty `place`: the machine itself."""
+
+    place: str
+    text: str
+
+
+class PlanAnswer(msgspec.Struct, frozen=True):
+    tables: list[Rules]
+
+
+class WorkloadRow(msgspec.Struct, frozen=True):
+    """An enrolled workload of this node, or one that is registered here and not enrolled."""
+
+    workload: str
+    identity: str
+    recognised: str
+    endpoints: list[str] = []
+    enrolled: bool = True
+    captured: bool = False
+    certificate: str = ""
+
+
+class WorkloadsAnswer(msgspec.Struct, frozen=True):
+    rows: list[WorkloadRow]
+    problems: list[str] = []
+
+
+class CertificateRow(msgspec.Struct, frozen=True):
+    """`status` is valid, expired, waiting or failing; the dates are unix time, 0 without a certificate."""
+
+    identity: str
+    status: str
+    serial: str = ""
+    not_after: float = 0.0
+    not_before: float = 0.0
+    reason: str = ""
+
+
+class CertificatesAnswer(msgspec.Struct, frozen=True):
+    """`rows` begins with the node's own."""
+
+    rows: list[CertificateRow]
+    time: float = 0.0
+
+
+class ConnectionsAnswer(msgspec.Struct, frozen=True):
+    """`live` in the order they were opened, `closed` in the order they ended."""
+
+    live: list[Connection]
+    closed: list[Connection]
+    dropped: int = 0
+
+
+class TunnelsAnswer(msgspec.Struct, frozen=True):
+    rows: list[Tunnel]
+
+
+class StatusAnswer(msgspec.Struct, frozen=True):
+    """`revision` is the last one heard of, `active` the one acted on. `not_ready` says why the node is not ready, if it
+    is not; `centre_problem` why there is no session."""
+
+    node: str
+    trust_domain: str
+    version: str
+    centre: str
+    connected: bool
+    centre_problem: str
+    revision: int
+    active: int
+    ready: bool
+    not_ready: str
+    capture: bool
+    workloads: int
+    workers: int
+    worker_restarts: int
+    connections: int
+    tunnels: int
+    started: float
+    time: float
+    memory: int = 0
+    problems: list[str] = []
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A command was carried out; `message` says how it stands now."""
+
+    message: str

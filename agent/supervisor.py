@@ -1,0 +1,345 @@
+"""The agent: its parts put together, and its life from start to end.
+
+Start: what is on disk is enough; the centre may be away. End: on SIGTERM workers drain and the process goes; the rules
+stay, so that captured connections are refused rather than leaked until the next start.
+"""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import structlog
+import trio
+
+from agent.activation import Activation
+from agent.admin import Admin, AdminError, admin_socket
+from agent.answers import Done
+from agent.capture import Capture, StartError
+from agent.centre import Centre, Unanswered
+from agent.leaf import Leaf, read_leaf, request
+from agent.renewal import IssueError, Renewal
+from agent.settings import AccountError, AgentSettings, endpoint, worker_account
+from agent.snapshot import Snapshot
+from agent.state import Membership, State, StateError
+from agent.telemetry.access_log import AccessLog
+from agent.telemetry.endpoints import Page, open_listener, serve_pages
+from agent.telemetry.ledger import Ledger
+from agent.telemetry.sink import Sink
+from agent.topics import Topics
+from agent.view import Change, Intake, MeshView
+from agent.workers import Workers
+from ca.client import Client, ClientError
+from ca.contract import SignResponse
+from ca.identity import NodeIdentity, parse
+from ca.notify import keep_watchdog, notify
+from ca.x509 import CertificateError
+from redirect.plan import Desired
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+FIRST_VIEW = 10.0
+"""Seconds that a node which knows nothing yet waits for its first view before it says it has started."""
+SAVE_EVERY = 1.0
+"""Seconds over which changes are gathered before the view is written."""
+_T = TypeVar("_T")
+
+FAREWELL = 2.0
+"""Seconds beyond the drain until stragglers are killed."""
+
+
+class AgentError(Exception):
+    """The agent cannot run; the message says why and what to do."""
+
+
+async def run_agent(settings: AgentSettings, version: str) -> None:
+    """Run the agent until it is told to stop. AgentError."""
+    try:
+        # The socket comes first: it makes sure that no other agent works on the same files.
+        with admin_socket(settings.admin_socket) as sock:
+            await Supervisor(settings, version, sock).run()
+    except* (StartError, StateError, AdminError, AccountError) as errors:
+        raise AgentError("; ".join(str(e) for e in _single(errors))) from errors
+
+
+class Supervisor:
+    """One agent, answering at `admin`. Making it reads the disk; StartError, StateError or AccountError say why there
+    can be none."""
+
+    def __init__(self, settings: AgentSettings, version: str, admin: socket.socket) -> None:
+        self.settings = settings
+        self._version = version
+        account = worker_account(settings.worker_user)
+        self._admin_socket = admin
+        self.state = State(settings.state_dir)
+        self.membership, node_leaf, self._roots = _joined(self.state)
+        self._identity = NodeIdentity(self.membership.trust_domain, self.membership.node)
+        self._address = settings.centre or self.membership.centre
+        saved = self.state.view(self.membership.node)
+        view = saved or MeshView(Snapshot(self.membership.node))
+        self._sink = _open_sink(settings.access_log)
+        self.ledger = Ledger(AccessLog(self._sink) if self._sink else None, time.monotonic)
+
+        rng = random.Random()
+        marks = settings.packet_marks
+        uids = tuple(sorted({os.geteuid(), account[0]}))
+        base = Desired(agent_uids=uids, never=Desired().never | {settings.tunnel_port}, inbound_port=15006, marks=marks)
+        self.workers = Workers(
+            self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke()
+        )
+        self.workers.trust(self._roots)
+        self.own = Renewal(self._renew_own, self._own_renewed, self._failed, time.time, rng)
+        self.own.want([str(self._identity)])
+        self.own.schedule.hold(node_leaf)
+        self.renewal = Renewal(self._sign, self._signed, self._failed, time.time, rng)
+        left = self.state.ports().namespaces.values()
+        self.capture = Capture(self.workers, marks, left, base.inbound_port, lambda: self.activation.poke())
+        self.activation = Activation(
+            view,
+            self.state,
+            self.workers,
+            self.capture,
+            self.renewal,
+            settings.port_range(),
+            base,
+            time.time,
+            self._reported,
+        )
+        self.centre = Centre(
+            self._client,
+            Intake(view),
+            version,
+            took=self._took,
+            trusted=self._trusted,
+            answer=self._answer,
+            met=self._met,
+            rng=rng,
+        )
+        self.topics = Topics(
+            self.membership,
+            version,
+            self._address,
+            time.time(),
+            self.activation,
+            self.capture,
+            self.workers,
+            self.renewal,
+            self.own,
+            self.centre,
+            self.ledger,
+            lambda: self._sink.dropped if self._sink else 0,
+        )
+        self.admin = Admin(
+            self.topics.all(),
+            {"capture/on": self._on, "capture/off": self._off, "leave": self._leave, "drain": self._drain},
+        )
+        self._stop, self._ended, self._unsaved = trio.Event(), trio.Event(), trio.Event()
+        self._drain_seconds = float(settings.drain)
+        self._leaving = False
+
+    async def run(self) -> None:
+        """Until told to stop."""
+        for problem in self.state.problems:
+            log.warning("state-damaged", problem=problem)
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._start(nursery)
+                await self._stop.wait()
+                notify("STOPPING=1")
+                log.info("stopping", drain=self._drain_seconds)
+                await self.workers.drain(self._drain_seconds)
+                with trio.move_on_after(self._drain_seconds + FAREWELL):
+                    await self._ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.capture.close()
+            if self._sink:
+                self._sink.close()
+            if self._leaving:
+                self.state.forget_all()
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        pages: tuple[tuple[str, str, Page], ...] = (
+            (self.settings.metrics, "/metrics", self.topics.metrics),
+            (self.settings.readiness, "/readyz", self.topics.readiness),
+        )
+        for where, path, page in pages:
+            if where:
+                try:
+                    listener = await open_listener(*endpoint(where))
+                except OSError as error:
+                    raise StartError(f"{error.strerror}; is another agent there? `ss -ltnp` shows who") from error
+                nursery.start_soon(serve_pages, listener, {path: page, "/": page})
+        await self.capture.start(nursery, self.settings.tunnel_port)
+        nursery.start_soon(self._work)
+        nursery.start_soon(self._signals)
+        nursery.start_soon(self.admin.serve, self._admin_socket)
+        nursery.start_soon(self.activation.run)
+        nursery.start_soon(self.renewal.run)
+        nursery.start_soon(self.own.run)
+        nursery.start_soon(self.centre.run)
+        nursery.start_soon(self._save)
+        nursery.start_soon(self._say_ready)
+        nursery.start_soon(keep_watchdog)
+        log.info("started", node=self.membership.node, version=self._version, pid=os.getpid())
+
+    def stop(self, drain: float | None = None) -> None:
+        """End in good order; a second call ends the waiting for connections."""
+        if self._stop.is_set():
+            self._ended.set()
+        if drain is not None:
+            self._drain_seconds = drain
+        self._stop.set()
+
+    # ---- tasks
+
+    async def _work(self) -> None:
+        await self.workers.run(self.settings.worker_count)
+        self._ended.set()
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    if self._sink:
+                        self._sink.reopen()
+                else:
+                    self.stop()
+
+    async def _save(self) -> None:
+        while True:
+            await self._unsaved.wait()
+            await trio.sleep(SAVE_EVERY)
+            self._unsaved = trio.Event()
+            try:
+                await trio.to_thread.run_sync(self.state.save_view, self.activation.view)
+            except StateError as error:
+                log.error("view-not-saved", error=str(error))
+
+    async def _say_ready(self) -> None:
+        with trio.move_on_after(FIRST_VIEW):
+            await self.activation.first.wait()
+        notify("READY=1")
+
+    # ---- the centre
+
+    def _client(self) -> Client:
+        leaf = self.own.schedule.leaves()[str(self._identity)]
+        return Client.over_tls(self._address, self.membership.trust_domain, self._roots, (leaf.chain, leaf.key))
+
+    def _took(self, change: Change) -> None:
+        self.activation.take(change)
+        self._unsaved.set()
+
+    def _met(self) -> None:
+        self.renewal.kick()
+        self.own.kick()
+
+    def _reported(self) -> None:
+        self.centre.report(self.activation.active, self.activation.problems)
+
+    async def _trusted(self, pem: bytes) -> None:
+        if pem == self._roots:
+            return
+        self._roots = pem
+        self.workers.trust(pem)
+        log.info("roots-changed")
+        await self._kept(self.state.save_roots, pem)
+
+    async def _answer(self, topic: str, _body: bytes) -> bytes:
+        try:
+            return await self.admin.answer(topic)
+        except KeyError as error:
+            raise Unanswered(error.args[0]) from error
+
+    # ---- certificates
+
+    async def _renew_own(self, uri: str) -> Leaf:
+        return await self._issue(uri, self._client().renew)
+
+    async def _sign(self, uri: str) -> Leaf:
+        return await self._issue(uri, self._client().sign)
+
+    async def _issue(self, uri: str, call: Callable[[str], Awaitable[SignResponse]]) -> Leaf:
+        try:
+            key, csr = request(parse(uri))
+            answer = await call(csr.decode())
+            leaf = read_leaf(answer.chain.encode(), key)
+        except (ClientError, CertificateError) as error:
+            raise IssueError(str(error)) from error
+        await self._trusted(answer.roots.encode())
+        return leaf
+
+    async def _own_renewed(self, leaf: Leaf) -> None:
+        log.info("node-certificate-renewed", not_after=leaf.not_after)
+        await self._kept(self.state.save_node_leaf, leaf)
+
+    async def _signed(self, leaf: Leaf) -> None:
+        log.info("certificate-issued", identity=leaf.uri, serial=leaf.serial, not_after=leaf.not_after)
+        self.workers.hold(leaf)
+        await self._kept(self.state.save_leaf, leaf)
+        self.activation.poke()
+
+    def _failed(self, uri: str, reason: str, pause: float) -> None:
+        log.warning("certificate-not-issued", identity=uri, reason=reason, again_in=round(pause, 1))
+        self.activation.poke()
+
+    async def _kept(self, save: Callable[[_T], None], what: _T) -> None:
+        """To disk; what cannot be written is used all the same, from memory."""
+        try:
+            await trio.to_thread.run_sync(save, what)
+        except StateError as error:
+            log.error("not-saved", error=str(error))
+
+    # ---- commands
+
+    async def _on(self) -> Done:
+        await self.activation.switch(off=False)
+        return Done(f"capture is on: {len(self.activation.captured)} workloads are captured")
+
+    async def _off(self) -> Done:
+        await self.activation.switch(off=True)
+        return Done("capture is off and stays off, also after a restart; switch it on with `culvert capture on`")
+
+    async def _leave(self) -> Done:
+        await self.activation.leave()
+        self._leaving = True
+        self.stop(0)
+        return Done(
+            f"{self.membership.node} has left {self.membership.trust_domain}: nothing is captured any more, keys and "
+            f"certificates are deleted. The centre still lists it: culvert delete node {self.membership.node}"
+        )
+
+    async def _drain(self) -> Done:
+        self.stop()
+        return Done(f"the agent ends once its connections have, within {self._drain_seconds:g} s; rules stay")
+
+
+def _joined(state: State) -> tuple[Membership, Leaf, bytes]:
+    membership, leaf, roots = state.membership(), state.node_leaf(), state.roots()
+    if membership and leaf and roots:
+        return membership, leaf, roots
+    if state.problems:
+        raise StartError("; ".join(state.problems) + "; join again: culvert agent join --force TOKEN")
+    raise StartError(
+        f"this machine has not joined a mesh ({state.directory} is empty); have a token made at the centre "
+        "(`culvert central token create --node NAME`), then: culvert agent join TOKEN"
+    )
+
+
+def _open_sink(path: str) -> Sink | None:
+    try:
+        return Sink(path) if path else None
+    except OSError as error:
+        raise StartError(f"access log {path}: {error.strerror}; choose another with access_log") from error
+
+
+def _single(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _single(error)
+        else:
+            yield error
