@@ -38,6 +38,8 @@ class MeshView:
             yield s.mesh
         yield from s.nodes.values()
         yield from s.workloads.values()
+        for policies in s.policies.values():
+            yield from policies.values()
 
     def get(self, key: Key) -> Resource | None:
         """One object."""
@@ -48,6 +50,9 @@ class MeshView:
                 return self.snapshot.nodes.get(key.name)
             case "Mesh":
                 return self.snapshot.mesh
+            case "AuthorizationPolicy" | "PeerAuthentication":
+                scope = self.snapshot.policies.get(key.namespace)
+                return scope.get(key) if scope else None
         return None
 
 

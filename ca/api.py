@@ -18,6 +18,8 @@ from ca.authority import Refused
 from ca.centre import Centre
 from ca.contract import (
     ApplyRequest,
+    AskRequest,
+    AskResponse,
     ContractError,
     DeleteRequest,
     JoinRequest,
@@ -33,11 +35,14 @@ from ca.identity import Identity, NodeIdentity, OperatorIdentity
 from ca.registry import RegistryError
 from ca.resources.kinds import KINDS, Resource, decode
 from ca.resources.metadata import Key
+from ca.sessions import AskError
 from ca.store import ConflictError, StoreError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 SESSION = "/v1/session"
+ASK_WITHIN = 5.0
+"""Seconds a node has to answer an operator's question."""
 
 
 class Local(enum.Enum):
@@ -146,6 +151,13 @@ async def _status(centre: Centre, caller: Caller, body: None, query: Mapping[str
     return centre.status()
 
 
+async def _ask(centre: Centre, caller: Caller, body: AskRequest, query: Mapping[str, str]) -> msgspec.Struct:
+    try:
+        return AskResponse(await centre.sessions.ask(body.node, body.topic, msgspec.Raw(b"null"), ASK_WITHIN))
+    except AskError as e:
+        return AskResponse(error=str(e))
+
+
 _AN_OPERATOR = "an operator (give --credential)"
 _CALLS = {
     ("POST", "/v1/join"): _Call(_nobody, "somebody without a certificate, who has a join token", JoinRequest, _join),
@@ -156,6 +168,7 @@ _CALLS = {
     ("POST", "/v1/apply"): _Call(_operator, _AN_OPERATOR, ApplyRequest, _apply),
     ("POST", "/v1/delete"): _Call(_operator, _AN_OPERATOR, DeleteRequest, _delete),
     ("POST", "/v1/label"): _Call(_operator, _AN_OPERATOR, LabelRequest, _label),
+    ("POST", "/v1/ask"): _Call(_operator, _AN_OPERATOR, AskRequest, _ask),
     ("GET", "/v1/resources"): _Call(_operator, _AN_OPERATOR, None, _list),
     ("GET", "/v1/status"): _Call(_operator, _AN_OPERATOR, None, _status),
 }

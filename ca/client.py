@@ -24,6 +24,8 @@ from ca.contract import (
     VERSION_HEADER,
     ApplyRequest,
     ApplyResponse,
+    AskRequest,
+    AskResponse,
     ContractError,
     DeleteRequest,
     JoinRequest,
@@ -172,6 +174,10 @@ class Client:
         """Objects; what is empty is not narrowed by."""
         query = {k: v for k, v in (("kind", kind), ("namespace", namespace), ("name", name)) if v}
         return await self._call("GET", f"/v1/resources?{urlencode(query)}", None, Listing)
+
+    async def ask(self, node: str, topic: str) -> AskResponse:
+        """What a node answers about itself."""
+        return await self._call("POST", "/v1/ask", AskRequest(node, topic), AskResponse)
 
     async def status(self) -> Status:
         """Every node, and how far it is."""

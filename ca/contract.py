@@ -12,6 +12,7 @@ Calls are HTTP/1.1 over mTLS with JSON bodies:
     POST /v1/label     LabelRequest -> ApplyResponse      an operator
     GET  /v1/resources?kind=&namespace=&name=  -> Listing an operator
     GET  /v1/status    -> Status                          an operator: every node and its active revision
+    POST /v1/ask       AskRequest -> AskResponse          an operator; passed on to a connected node
     GET  /v1/session   Upgrade: culvert -> 101            a node; from there on frames both ways
 
 A refusal is Problem with a 4xx status. A frame is four bytes of length (big-endian) and that much JSON: one of
@@ -153,6 +154,20 @@ class Status(msgspec.Struct, frozen=True):
     nodes: list[NodeStatus]
     workloads: int = 0
     time: float = 0.0
+
+
+class AskRequest(msgspec.Struct, frozen=True):
+    """A question for `node`; topics are those of the agent's admin API."""
+
+    node: str
+    topic: str
+
+
+class AskResponse(msgspec.Struct, frozen=True):
+    """The node's answer; or `error` with nothing in `body`, where the node is away or does not know the topic."""
+
+    body: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
 
 
 class FromNode(msgspec.Struct, frozen=True, tag_field="frame"):

@@ -6,8 +6,18 @@ from hypothesis import strategies as st
 from agent.snapshot import Snapshot
 from agent.view import PIECE, Change, Intake, MeshView, whole
 from ca.contract import ContractError, Delta, LocalMatch, Private, ResourceName
-from ca.resources.kinds import decode
-from ca.resources.metadata import Key
+from ca.resources.kinds import KINDS, Resource, decode, encode
+from ca.resources.mesh import Mode
+from ca.resources.metadata import Key, Metadata
+from ca.resources.policy import (
+    Action,
+    AuthorizationPolicy,
+    AuthorizationPolicySpec,
+    MutualTls,
+    PeerAuthentication,
+    PeerAuthenticationSpec,
+    Rule,
+)
 from ca.resources.workload import Match
 from tests.agent.views import delta, mesh, node, view, workload
 
@@ -141,3 +151,30 @@ def test_a_follower_of_changes_ends_with_the_same_view(steps):
             # A mesh that a reset took away stays in the follower until another comes: it is never really absent.
             assert follower.workloads == change.view.snapshot.workloads
             assert {r.key: r for r in change.view.resources()} == truth
+
+
+EVERY_KIND: dict[str, Resource] = {
+    "Workload": workload("web"),
+    "Node": node("n2"),
+    "Mesh": mesh(),
+    "AuthorizationPolicy": AuthorizationPolicy(
+        Metadata("none", "shop"), AuthorizationPolicySpec(action=Action.DENY, rules=(Rule(),))
+    ),
+    "PeerAuthentication": PeerAuthentication(Metadata("strict"), PeerAuthenticationSpec(MutualTls(Mode.STRICT))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_is_lost_on_its_way_to_a_worker(kind: str) -> None:
+    """Neither what a change brings or takes away, nor what a new worker (or a restarted agent) begins with."""
+    resource = EVERY_KIND[kind]
+    intake = Intake(view(mesh()))
+    intake.delta(delta(2, resource))
+    assert intake.view.get(resource.key) == resource
+    assert resource in list(intake.view.resources())
+    assert encode(resource) in [data for part in whole(intake.view) for data in part.put]
+    if kind != "Mesh":
+        gone = intake.delta(delta(3, delete=[resource.key]))
+        assert gone is not None
+        assert [(n.kind, n.namespace, n.name) for n in gone.delete] == [resource.key]
+        assert resource not in list(intake.view.resources())

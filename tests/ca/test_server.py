@@ -10,6 +10,7 @@ import trio
 from ca import endpoint, server, x509
 from ca.client import Client, ClientError, Refusal
 from ca.contract import (
+    Answer,
     ApplyRequest,
     DeleteRequest,
     JoinRequest,
@@ -45,6 +46,7 @@ MAY = {
     ("POST", "/v1/apply"): {"operator"},
     ("POST", "/v1/delete"): {"operator"},
     ("POST", "/v1/label"): {"operator"},
+    ("POST", "/v1/ask"): {"operator"},
     ("GET", "/v1/resources"): {"operator"},
     ("GET", "/v1/status"): {"operator"},
     ("GET", "/v1/session"): {"node"},
@@ -248,6 +250,24 @@ async def test_a_session_over_tls_and_across_a_restart(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
     assert replica.said == [("roots", 0), ("private", 4), ("delta", 4)]
     assert Key("Workload", "shop", "api") in replica.objects
+
+
+async def test_an_operator_asks_a_node(centre: Running) -> None:
+    replica = Replica()
+    async with centre.node("a").session() as session, trio.open_nursery() as nursery:
+        await session.send(replica.hello())
+        nursery.start_soon(replica.follow, session)
+        await replica.at(2)
+
+        async def answer() -> None:
+            question = await replica.asked()
+            await session.send(Answer(question.id, msgspec.Raw(b'{"topic": "' + question.topic.encode() + b'"}')))
+
+        nursery.start_soon(answer)
+        said = await centre.operator().ask("a", "status")
+        assert (msgspec.json.decode(said.body), said.error) == ({"topic": "status"}, "")
+        nursery.cancel_scope.cancel()
+    assert (await centre.operator().ask("b", "status")).error == "node b is not connected"
 
 
 async def test_a_slow_watcher_costs_the_others_nothing(tmp_path: Path) -> None:
