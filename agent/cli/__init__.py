@@ -18,6 +18,7 @@ _COMMANDS = {
     "connections": "agent.cli.node:connections",
     "delete": "agent.cli.resources:delete",
     "demo": "agent.cli.demo:demo",
+    "explain": "agent.cli.explain:explain",
     "get": "agent.cli.resources:get",
     "label": "agent.cli.resources:label",
     "policy": "agent.cli.policy:policy",
