@@ -19,7 +19,7 @@ from agent.answers import (
     WorkloadsAnswer,
 )
 from agent.authorize import Authorizer
-from agent.connections import Connection
+from agent.connections import Connection, Direction
 from agent.policy import Facts
 from agent.route import Direct, Local, Refuse, Tunnel, route
 from agent.snapshot import Snapshot
@@ -172,7 +172,8 @@ def _tunnel(facts: NodeFacts, source: str, destination: str) -> Hop:
     if facts.tunnels is None:
         return Hop("tunnel", "unknown", about, facts.error or "the source's node does not answer")
     for row in facts.tunnels.rows:
-        if (row.local_identity, row.peer_identity) == (source, destination):
+        ours = row.direction is Direction.OUTBOUND
+        if ours and (row.local_identity, row.peer_identity) == (source, destination):
             return Hop(
                 "tunnel", "ok", about, f"open to {row.peer_address}, {row.streams} streams, {row.carried} carried"
             )

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 import click
 import msgspec
-import trio
 
 from agent.answers import (
     CaptureAnswer,
@@ -50,9 +49,8 @@ def explain(source: str, destination: str, output: str, credential: Path | None)
         view = known.view("")
         wanted, _, _ = destination_end(view, destination)
         nodes = {source_workload(view, source).spec.node, *([wanted.spec.node] if wanted else [])}
-        async with trio.open_nursery() as nursery:
-            for node in nodes:
-                nursery.start_soon(_ask, client, node, known)
+        for node in nodes:
+            known.facts[node] = await _ask(client, node)
         return known
 
     known = call(credential, gather)
@@ -69,7 +67,7 @@ def explain(source: str, destination: str, output: str, credential: Path | None)
         raise SystemExit(1)
 
 
-async def _ask(client: Client, node: str, known: Known) -> None:
+async def _ask(client: Client, node: str) -> NodeFacts:
     async def topic(name: str, kind: type[_A]) -> _A | None:
         answer = await client.ask(node, name)
         if answer.error:
@@ -82,4 +80,4 @@ async def _ask(client: Client, node: str, known: Known) -> None:
     certificates, capture = await topic("certificates", CertificatesAnswer), await topic("capture", CaptureAnswer)
     tunnels, connections = await topic("tunnels", TunnelsAnswer), await topic("connections", ConnectionsAnswer)
     error = errors[0] if errors else ""
-    known.facts[node] = NodeFacts(error, status, workloads, certificates, capture, tunnels, connections)
+    return NodeFacts(error, status, workloads, certificates, capture, tunnels, connections)
