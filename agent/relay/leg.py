@@ -164,8 +164,10 @@ class Leg:
             self._resend = self._resend[len(slot) :]
             link.placed(stream, len(slot))
         while self._readable:
-            if not stream.answered and self._up >= EARLY:
-                return
+            if not stream.answered:
+                if self._up >= EARLY:
+                    return
+                turn = min(turn, EARLY - self._up)
             slot = link.slot(stream, turn)
             if slot is None:
                 return

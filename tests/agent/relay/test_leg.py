@@ -1,0 +1,279 @@
+"""Connections through a tunnel, one thing after another."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import pytest
+import trio
+
+from agent.connections import Verdict
+from agent.relay.leg import EARLY
+from tests.agent.relay.rig import receive, receive_all, reset, rig, send, soon
+
+BULK = bytes(range(256)) * 4096 * 3
+
+
+async def test_there_and_back():
+    async with rig() as r:
+        conn = await r.connect()
+        await send(conn.near, b"hello")
+        assert await receive(conn.far, 5) == b"hello"
+        await send(conn.far, b"to you")
+        assert await receive(conn.near, 6) == b"to you"
+        conn.near.shutdown(socket.SHUT_WR)
+        assert await receive_all(conn.far) == b""
+        conn.far.shutdown(socket.SHUT_WR)
+        assert await receive_all(conn.near) == b""
+        await r.idle()
+        (near,), (far,) = r.source.closed(), r.target.closed()
+        assert (near.sent, near.received) == (far.sent, far.received) == (5, 6)
+        assert near.verdict is far.verdict is Verdict.ALLOWED
+
+
+async def test_the_server_speaks_first():
+    async with rig() as r:
+        conn = await r.connect()
+        await send(conn.far, b"220 ready")
+        assert await receive(conn.near, 9) == b"220 ready"
+
+
+@pytest.mark.parametrize("first", ["near", "far"])
+async def test_half_close_first_then_bulk_the_other_way(first):
+    async with rig() as r:
+        conn = await r.connect()
+        one, other = (conn.near, conn.far) if first == "near" else (conn.far, conn.near)
+        await send(one, b"that was all")
+        one.shutdown(socket.SHUT_WR)
+        assert await receive_all(other) == b"that was all"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, other, BULK)
+            assert await receive(one, len(BULK)) == BULK
+        other.shutdown(socket.SHUT_WR)
+        assert await receive_all(one) == b""
+
+
+async def test_bulk_both_ways_at_once():
+    async with rig() as r:
+        conn = await r.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, conn.near, BULK)
+            nursery.start_soon(send, conn.far, BULK[::-1])
+
+            async def check() -> None:
+                assert await receive(conn.near, len(BULK)) == BULK[::-1]
+
+            nursery.start_soon(check)
+            assert await receive(conn.far, len(BULK)) == BULK
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+@pytest.mark.parametrize("after", [b"", b"some bytes", b"bulk" * 2**18])
+async def test_a_reset_is_seen_as_a_reset(who, after):
+    async with rig() as r:
+        conn = await r.connect()
+        one, other = (conn.near, conn.far) if who == "near" else (conn.far, conn.near)
+        await send(one, after)
+        reset(one)
+        with pytest.raises(ConnectionResetError):
+            await receive_all(other)
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+async def test_a_reset_after_a_half_close_is_still_a_reset(who):
+    async with rig() as r:
+        conn = await r.connect()
+        one, other = (conn.near, conn.far) if who == "near" else (conn.far, conn.near)
+        one.shutdown(socket.SHUT_WR)
+        assert await receive_all(other) == b""
+        reset(one)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 - until the reset is there
+            while True:
+                await send(other, b"is anybody there?")
+                await trio.lowlevel.checkpoint()
+
+
+@contextmanager
+def busy() -> Iterator[tuple[socket.socket, Callable[[], None]]]:
+    """A listener whose queue is full, so that connecting to it takes until it is emptied."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+
+        def empty() -> None:
+            full.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    full.accept()[0].close()
+
+        yield full, empty
+
+
+async def test_early_data_is_bounded_until_the_answer():
+    with busy() as (workload, _):
+        async with rig() as r:
+            await r.source.news.until(lambda: r.out.core.settled)
+            conn = r.call(to=workload.getsockname())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, conn.near, b"early" * 2**16)
+                await soon(lambda: conn.near_entry.carrier.sent >= EARLY)
+                for _ in range(50):
+                    await trio.lowlevel.checkpoint()
+                assert conn.near_entry.carrier.sent == EARLY
+                nursery.cancel_scope.cancel()
+            reset(conn.near)
+
+
+async def test_early_data_and_an_end_wait_for_a_workload_that_is_slow_to_accept():
+    with busy() as (workload, empty):
+        async with rig() as r:
+            conn = r.call(to=workload.getsockname())
+            await send(conn.near, b"data" * 10000 + b"end")
+            conn.near.shutdown(socket.SHUT_WR)
+            await soon(lambda: 1 in r.into.core.streams and r.into.core.streams[1].ended_there)
+            assert conn.far_entry.state == "opening"
+            empty()
+            await r.target.news.until(lambda: conn.far_entry.state == "open")  # with the next SYN, after a second
+            far = trio.socket.from_stdlib_socket(workload.accept()[0])
+            assert await receive_all(far) == b"data" * 10000 + b"end"
+            far.close()
+            assert await receive_all(conn.near) == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict", "words"),
+    [
+        (400, Verdict.REFUSED, "400"),
+        (401, Verdict.REFUSED, "refused by policy"),
+        (403, Verdict.REFUSED, "403"),
+        (503, Verdict.FAILED, "503"),
+    ],
+)
+@pytest.mark.parametrize("early", [b"", b"x" * 70000])
+async def test_an_answer_other_than_200_is_a_reset(status, verdict, words, early):
+    async with rig() as r:
+        r.refuse = status
+        conn = r.call()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 - whichever comes first
+            await send(conn.near, early)
+            await receive_all(conn.near)
+        await r.idle()
+        (record,) = r.source.closed()
+        assert record.verdict is verdict
+        assert words in record.reason
+        # The tunnel goes on, and is empty on both sides.
+        r.refuse = 0
+        other = await r.connect()
+        await send(other.near, b"next")
+        assert await receive(other.far, 4) == b"next"
+        assert len(r.out.core.streams) == len(r.into.core.streams) == 1
+
+
+async def test_a_workload_that_does_not_accept():
+    async with rig() as r:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            nobody = gone.getsockname()
+        conn = r.call(to=nobody)
+        with pytest.raises(ConnectionResetError):
+            await receive_all(conn.near)
+        await r.idle()
+        (near,), (far,) = r.source.closed(), r.target.closed()
+        assert near.verdict is far.verdict is Verdict.FAILED
+        assert "does not accept" in near.reason
+        assert "refused" in far.reason.lower()
+
+
+async def test_reset_before_the_workload_has_accepted():
+    with busy() as (workload, _):
+        async with rig() as r:
+            conn = r.call(to=workload.getsockname())
+            await r.target.news.until(lambda: len(r.target.book.live) == 1)
+            reset(conn.near)
+            await r.idle()
+            (far,) = r.target.closed()
+            assert far.reason == "reset by the other side"
+
+
+async def test_giving_up_a_workload_that_does_not_answer():
+    with busy() as (workload, _):
+        async with rig() as r:
+            conn = r.call(to=workload.getsockname())
+            await r.target.news.until(lambda: len(r.target.book.live) == 1)
+            r.target.book.expire(-1)
+            with pytest.raises(ConnectionResetError):
+                await receive_all(conn.near)
+            await r.idle()
+            (near,), (far,) = r.source.closed(), r.target.closed()
+            assert near.verdict is far.verdict is Verdict.FAILED
+            assert "503" in near.reason
+
+
+@pytest.mark.parametrize("ask", ["refused", "accepted"])
+async def test_a_request_that_ends_at_once(ask):
+    """HEADERS, DATA and END_STREAM in one read, before the other side has looked at any of it."""
+    async with rig() as r:
+        r.refuse = 503 if ask == "refused" else 0
+        conn = r.call()
+        await send(conn.near, b"x" * 1000)
+        conn.near.shutdown(socket.SHUT_WR)
+        if ask == "refused":
+            with pytest.raises(ConnectionResetError):
+                await receive_all(conn.near)
+        else:
+            assert await receive_all(await r.accept(conn)) == b"x" * 1000
+
+
+async def test_both_ends_close_at_the_same_time():
+    async with rig() as r:
+        conns = [await r.connect() for _ in range(20)]
+        for conn in conns:
+            await send(conn.near, b"bye")
+            await send(conn.far, b"bye")
+            conn.near.shutdown(socket.SHUT_WR)
+            conn.far.shutdown(socket.SHUT_WR)
+        for conn in conns:
+            assert await receive_all(conn.near) == await receive_all(conn.far) == b"bye"
+
+
+async def test_two_hundred_at_once():
+    async with rig() as r:
+        await r.source.news.until(lambda: r.out.core.settled)
+        conns = [r.call() for _ in range(200)]
+        assert len(r.out.core.streams) == 200
+
+        async def echo(conn) -> None:
+            far = await r.accept(conn)
+            while data := await far.recv(65536):
+                await send(far, data)
+            far.shutdown(socket.SHUT_WR)
+
+        async def talk(i, conn) -> None:
+            body = i.to_bytes(2, "big") * 5000
+            await send(conn.near, body)
+            conn.near.shutdown(socket.SHUT_WR)
+            assert await receive_all(conn.near) == body
+
+        async with trio.open_nursery() as nursery:
+            for i, conn in enumerate(conns):
+                nursery.start_soon(echo, conn)
+                nursery.start_soon(talk, i, conn)
+        await r.idle()
+        assert not r.out.core.streams
+        assert r.out.core.carried == 200
+
+
+async def test_abort_ends_both_ways_with_a_reset_and_its_reason():
+    async with rig() as r:
+        conn = await r.connect()
+        conn.far_entry.carrier.abort("policy changed")
+        for end in (conn.near, conn.far):
+            with pytest.raises(ConnectionResetError):
+                await receive_all(end)
+        await r.idle()
+        (far,) = r.target.closed()
+        assert (far.verdict, far.reason) == (Verdict.REFUSED, "policy changed")
+        (near,) = r.source.closed()
+        assert near.reason == "reset by the other side"
