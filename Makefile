@@ -1,12 +1,18 @@
 # make demo   the main job on real traffic, in network namespaces of its own
 # make test   format, lint, types and every test
+# make bench  Culvert beside what people use today, into docs/performance.md; about two hours, as root, nothing else running
+# make bench-quick   four minutes, beside Envoy in HBONE mode: one line of JSON with ratios Culvert / Envoy
+# make soak   mixed load for SOAK_SECONDS (600); fails when something grows that must not
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests run against, by Debian package name; installed when we are root and they are missing.
 APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container
 
-.PHONY: demo test lint types check packages clean
+# What the benchmarks run and are run against; `make test` needs none of it.
+BENCH_APT := nftables iproute2 curl procps util-linux nginx libnginx-mod-stream iperf3 wrk apache2-utils haproxy stunnel4
+
+.PHONY: demo test lint types check packages clean bench bench-quick bench-packages soak
 
 demo: $(VENV)/demo
 	$(BIN)/culvert demo
@@ -21,12 +27,24 @@ lint: $(VENV)/test
 types: $(VENV)/test
 	$(BIN)/mypy
 
-packages:
-	@missing=; for p in $(APT); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+bench: bench-packages $(VENV)/bench
+	@$(BIN)/python -m bench full
+
+bench-quick: bench-packages $(VENV)/bench
+	@$(BIN)/python -m bench quick
+
+soak: bench-packages $(VENV)/bench
+	@$(BIN)/python -m bench soak
+
+packages: WANTED := $(APT)
+bench-packages: WANTED := $(BENCH_APT)
+# RUNLEVEL=1 keeps Debian from starting the servers it installs; messages go to stderr, results alone to stdout.
+packages bench-packages:
+	@exec >&2; missing=; for p in $(WANTED); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
-	  else echo "not installed, tests that need them will skip:$$missing"; fi; fi
+	    apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	  else echo "not installed, what needs them will be skipped:$$missing"; fi; fi
 
 $(VENV)/demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +55,11 @@ $(VENV)/test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
+
+$(VENV)/bench: pyproject.toml
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]' >&2
+	@touch $@
 
 clean:
 	rm -rf $(VENV)
