@@ -114,6 +114,8 @@ class Activation:
         self._cgroups, strange = await trio.to_thread.run_sync(_locate, [w.cgroup for w in wanted if w.cgroup])
         desired = tables(view, wanted, ports, self._cgroups, self._base)
 
+        if self.off:
+            self._workers.borrow(False)
         await self._capture.narrow(desired)
         for change in changes:
             self._workers.change(change)
@@ -122,6 +124,8 @@ class Activation:
             log.warning("workers-behind", revision=view.snapshot.revision)
         captured = await self._capture.widen(desired, {*before.outbound, *before.namespaces})
         self.captured = frozenset(captured)
+        if not self.off:
+            self._workers.borrow(True)
 
         faults += await self._keep(release(ports, [w for w in wanted if w.workload in captured]))
         for uri in gone:

@@ -68,7 +68,7 @@ class Inbound:
     """Judges and dials. Errors of a peer or a workload end its connection and stand in the book."""
 
     def __init__(self, relay: Relay, book: Book, stocks: Stocks, marks: Marks, authorizer: Authorizer) -> None:
-        self._relay, self._book, self._stocks, self._marks = relay, book, stocks, marks
+        self._relay, self._book, self._stocks, self.marks = relay, book, stocks, marks
         self._authorizer = authorizer
 
     def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
@@ -195,7 +195,7 @@ class Inbound:
     ) -> None:
         """Carry a connection of `via` to a stranger, in plaintext."""
         try:
-            callee = self._stocks.take(via.title, _family(address)) or dial_socket(_family(address), self._marks.agent)
+            callee = self._stocks.take(via.title, _family(address)) or dial_socket(_family(address), self.marks.agent)
             _connect(callee, address, port)
         except OSError as error:
             self._fail(sock, entries, f"cannot dial {endpoint(address, port)}: {error.strerror or error}")
@@ -227,9 +227,9 @@ class Inbound:
         if sock is None and self._stocks.needed(workload.title):
             raise OSError(errno.EAGAIN, "no socket inside its network namespace yet")
         # From a foreign address to loopback (or back) no route leads, so there the application sees the agent.
-        keep = self._marks.spoof and _family(caller) == family and is_loopback(caller) == is_loopback(where[0])
+        keep = self.marks.spoof and _family(caller) == family and is_loopback(caller) == is_loopback(where[0])
         if sock is None:
-            sock = spoof_socket(family, self._marks.spoof) if keep else dial_socket(family, self._marks.agent)
+            sock = spoof_socket(family, self.marks.spoof) if keep else dial_socket(family, self.marks.agent)
         try:
             if keep:
                 try:

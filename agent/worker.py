@@ -77,6 +77,7 @@ class Worker:
         self.stocks = Stocks(lambda name, family, count: self.say(StockWanted(name, family, count)))
         self.authorizer = Authorizer()
         inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark), self.authorizer)
+        self.inbound = inbound
         shared = Shared()
         self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
         self.arrivals = Arrivals(
@@ -146,8 +147,8 @@ class Worker:
                 self.say(Tables(number, [e.record() for e in self.book.live.values()], self._tunnels(), self._gauges()))
             case Drain(seconds):
                 self._nursery.start_soon(self._drain, seconds)
-            case Configure():
-                pass  # once, at the start
+            case Configure(mark=mark, spoof_mark=spoof_mark):
+                self.inbound.marks = Marks(mark, spoof_mark)
         for fd in fds:
             os.close(fd)
 

@@ -90,9 +90,17 @@ class Workers:
         self._moved = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._draining = False
+        self._borrowing = True
         self.restarts = 0
 
     # ---- what they know
+
+    def borrow(self, allowed: bool) -> None:
+        """Whether sockets may take callers' addresses: only where our rules lead the answers back."""
+        if allowed != self._borrowing:
+            self._borrowing = allowed
+            for child in self._live.values():
+                child.say(self._configure(child))
 
     def trust(self, pem: bytes) -> None:
         """The roots from now on."""
@@ -225,9 +233,13 @@ class Workers:
     def _stops(self) -> bool:
         return self._draining
 
-    def _hand_over(self, child: Child) -> None:
+    def _configure(self, child: Child) -> Configure:
         uid, gid = self._account
-        child.say(Configure(self._node, child.number, self._marks.agent, self._marks.spoof, uid, gid))
+        spoof = self._marks.spoof if self._borrowing else 0
+        return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid)
+
+    def _hand_over(self, child: Child) -> None:
+        child.say(self._configure(child))
         child.say(Roots(self._roots))
         for leaf in self._leaves.values():
             child.say(Identity(leaf.uri, leaf.chain, leaf.key))

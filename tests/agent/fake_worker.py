@@ -76,6 +76,9 @@ async def main(mode: str, fd: int) -> None:
                 case Configure():
                     if mode == "dead":
                         os._exit(3)
+                    facts["spoof"] = message.spoof_mark
+                    if "worker" in facts:
+                        continue
                     facts["worker"] = message.worker
                     await channel.send(Ready(os.getpid()))
                     await channel.send(Notice("warning", "hello", {"level": "x"}))

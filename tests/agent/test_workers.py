@@ -110,6 +110,24 @@ async def test_changes_reach_a_running_worker(made, nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_addresses_are_borrowed_only_when_allowed(made, nursery):
+    n = made()
+    n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
+    await nursery.start(n.workers.run, 1)
+    assert (await n.ask())["spoof"] == Marks().spoof
+    n.workers.borrow(False)
+    with trio.fail_after(20):
+        while (await n.ask())["spoof"]:
+            pass
+    os.kill(n.workers.pids[0], signal.SIGKILL)
+    assert (await n.ask())["spoof"] == 0
+    n.workers.borrow(True)
+    with trio.fail_after(20):
+        while not (await n.ask())["spoof"]:
+            pass
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_killed_worker_is_replaced_and_queued_connections_are_served(made, nursery):
     n = made()
     n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)

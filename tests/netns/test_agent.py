@@ -1,0 +1,298 @@
+"""An agent's life on a real machine: enrolment, what holds when it goes, what comes back, what is one workload's own
+problem."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import pytest
+import trio
+from pyroute2 import IPRoute
+
+from agent.lab import programs
+from agent.lab.namespace import Namespace
+from agent.lab.place import Place, create_cgroup, remove_cgroup
+from agent.lab.topology import Host, _addresses, _awaken
+from redirect.cgroup import mount_point
+from tests.netns.node import Pair, pair, soon, workload
+
+CAPTURED = "220 api greets 10.77.0.2\r\nho"
+
+
+@pytest.fixture
+async def two() -> AsyncIterator[Pair]:
+    async with pair() as made:
+        yield made
+
+
+async def mtls(p: Pair) -> int:
+    """Connections that node `two` has got by tunnel."""
+    answer = await p.mesh.table(p.two, "connections")
+    return sum(c["security"] == "mtls" for c in (*answer["live"], *answer["closed"]))
+
+
+async def test_a_label_starts_and_ends_capture(two: Pair) -> None:
+    assert await two.talk() == CAPTURED
+    assert await mtls(two) == 0
+    assert await two.rules(two.one.machine) == ""
+    await two.enrol()
+    assert await two.captured(two.one) == {"shop/web": 0}
+    assert await two.talk() == CAPTURED
+    assert await soon(lambda: _equals(mtls(two), 1))
+    assert await two.captured(two.one) == {"shop/web": 1}
+    started = trio.current_time()
+    await two.mesh.operator("label", "workload", "shop/web", "mesh-")
+    assert await soon(lambda: _equals(two.rules(two.one.machine), ""))
+    assert trio.current_time() - started < 3  # most of it is the command's own start
+    await two.mesh.settled()
+    assert await two.talk() == CAPTURED
+    assert await mtls(two) == 1
+    certificates = (await two.mesh.table(two.one, "certificates"))["rows"]
+    assert [c["identity"] for c in certificates] == ["spiffe://demo.example/node/one"]
+    assert list((two.one.directory / "state" / "leaves").iterdir()) == []
+
+
+async def _equals(value: Awaitable[object], expected: object) -> bool:
+    return await value == expected
+
+
+async def test_captured_means_held(two: Pair) -> None:
+    """Stopped, killed, and started again with the centre gone."""
+    await two.enrol()
+    assert await two.talk() == CAPTURED
+    assert two.mesh.process
+    await two.mesh.process.end()
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        process = two.one.process
+        assert process
+        process.signal(end)
+        await process.wait()
+        held = await two.rules(two.one.machine)
+        assert "from/shop/web" in held
+        assert await two.talk() == ""
+        await two.mesh.start_agent(two.one)
+        assert await soon(lambda: _equals(two.talk(), CAPTURED))
+        assert (await two.nft(two.one.machine, "list", "tables")).split() == ["table", "inet", "culvert"]
+        port = re.findall(r'redirect to :(\d+) comment "captured"', held)
+        assert port == re.findall(r'redirect to :(\d+) comment "captured"', await two.rules(two.one.machine))
+    status = await two.mesh.table(two.one, "status")
+    assert not status["connected"]
+    assert "cannot be reached" in status["centre_problem"] or "cannot be called" in status["centre_problem"]
+    assert (status["ready"], status["workloads"]) == (True, 1)
+
+
+async def test_a_start_that_fails_leaves_the_rules(two: Pair) -> None:
+    await two.enrol()
+    assert two.one.process
+    await two.one.process.end()
+    squatter = two.lab.start("squatter", Place(two.one.machine.namespace), programs.greeter("0.0.0.0", 15008, "mine"))
+    await squatter.listening(15008)
+    ran = await two.mesh.try_on(two.one, "agent", "run")
+    assert ran.status == 1
+    assert "15008" in ran.errors
+    assert "another process has it" in ran.errors
+    assert "from/shop/web" in await two.rules(two.one.machine)
+    assert await two.talk() == ""
+
+
+async def test_another_agent_on_the_same_files_is_refused(two: Pair) -> None:
+    ran = await two.mesh.try_on(two.one, "agent", "run")
+    assert ran.status == 1
+    assert "another agent runs on this machine" in ran.errors
+    assert (await two.mesh.table(two.one, "status"))["node"] == "one"
+
+
+async def test_capture_off_stays_off_until_it_is_on(two: Pair) -> None:
+    await two.enrol()
+    assert "stays off" in await two.mesh.on(two.one, "capture", "off")
+    assert await two.rules(two.one.machine) == ""
+    assert await two.talk() == CAPTURED
+    assert await mtls(two) == 0
+    assert two.one.process
+    await two.one.process.end()
+    await two.mesh.start_agent(two.one)
+    assert await soon(lambda: _ready(two, "capture is switched off"))
+    assert await two.rules(two.one.machine) == ""
+    assert "1 workloads are captured" in await two.mesh.on(two.one, "capture", "on")
+    assert await two.talk() == CAPTURED
+    assert await soon(lambda: _equals(mtls(two), 1))
+    assert await soon(lambda: _ready(two, "ready"))
+
+
+async def _ready(two: Pair, text: str) -> bool:
+    script = "import http.client as h; c = h.HTTPConnection('127.0.0.1', 15021); c.request('GET', '/readyz'); "
+    script += "r = c.getresponse(); print(r.status, r.read().decode())"
+    ran = await programs.run(Place(two.one.machine.namespace), [programs.SYSTEM_PYTHON, "-c", script])
+    said = ran.output.decode()
+    return text in said and said.startswith("200" if text == "ready" else "503")
+
+
+async def test_capture_off_lets_tunnels_arrive(two: Pair) -> None:
+    """The caller's node still captures; here nothing is, so no address can be borrowed either."""
+    await two.enrol()
+    assert await two.talk() == CAPTURED
+    await two.mesh.on(two.two, "capture", "off")
+    assert await soon(lambda: _equals(two.talk(), "220 api greets 10.77.0.3\r\nho"))
+    await two.mesh.on(two.two, "capture", "on")
+    assert await soon(lambda: _equals(two.talk(), CAPTURED))
+
+
+async def test_leaving(two: Pair) -> None:
+    await two.enrol("web", "api", "pod")
+    assert "has left demo.example" in await two.mesh.on(two.two, "agent", "leave")
+    assert await two.mesh.gone(two.two)
+    assert await two.rules(two.two.machine) == ""
+    assert await two.rules(two.pod) == ""
+    left = [p for p in (two.two.directory / "state").rglob("*") if p.is_file()]
+    assert left == []
+    # And a node whose agent does not run.
+    assert two.one.process
+    await two.one.process.kill()
+    assert "from/shop/web" in await two.rules(two.one.machine)
+    assert "has left demo.example" in await two.mesh.on(two.one, "agent", "leave")
+    assert await two.rules(two.one.machine) == ""
+    ran = await two.mesh.try_on(two.one, "agent", "run")
+    assert "has not joined a mesh" in ran.errors
+
+
+async def test_capture_can_be_switched_off_without_an_agent(two: Pair) -> None:
+    await two.enrol()
+    assert two.one.process
+    await two.one.process.kill()
+    assert await two.talk() == ""
+    await two.mesh.on(two.one, "capture", "off")
+    assert await two.talk() == CAPTURED
+    ran = await two.mesh.try_on(two.one, "capture", "status")
+    assert ran.status == 1
+    assert "no agent answers" in ran.errors
+
+
+async def test_what_others_flush_is_restored(two: Pair) -> None:
+    await two.enrol("web", "api", "pod")
+    for where in (two.one.machine, two.pod):
+        before = await two.rules(where)
+        for command in (
+            ("flush", "ruleset"),
+            ("delete", "table", "inet", "culvert"),
+            ("flush", "chain", "inet", "culvert", "out"),
+        ):
+            await two.nft(where, *command)
+            assert await soon(lambda before=before, where=where: _equals(_plain(two, where), _stripped(before)))
+    assert await two.talk() == CAPTURED
+
+
+async def _plain(two: Pair, where: Host) -> str:
+    return _stripped(await two.rules(where))
+
+
+def _stripped(rules: str) -> str:
+    return re.sub(r"counter packets \d+ bytes \d+", "counter", rules)
+
+
+async def test_a_namespace_of_its_own_is_replaced(two: Pair) -> None:
+    await two.enrol("web", "pod")
+    for _ in range(2):
+        server = two.lab.start("pod", Place(two.pod.namespace), programs.greeter(two.pod.address, 7000, "pod"))
+        await server.listening(7000)
+        assert await soon(lambda: _equals(two.talk(None, two.pod.address, 7000), "220 pod greets 10.77.0.2\r\nho"))
+        await server.end()
+        _replace(two)
+
+
+def _replace(two: Pair) -> None:
+    """A container's restart: the same name and address, another namespace."""
+    pod, machine = two.pod, two.two.machine
+    pod.namespace.remove()
+    pod.namespace.create()
+    pod.namespace.run(_awaken)
+    two.lab.topology._cable(
+        machine.namespace, f"again{len(two.lab.processes)}"[:15], pod.namespace, "eth0", bridge="pods"
+    )
+    pod.namespace.run(lambda: _addresses("eth0", pod.address, pod.address6))
+
+    def route() -> None:
+        with IPRoute() as ip:
+            ip.route("add", dst="default", gateway="10.77.3.1")
+
+    pod.namespace.run(route)
+
+
+async def test_a_namespace_that_is_not_there_is_that_workloads_problem(two: Pair) -> None:
+    await two.mesh.operator(
+        "apply", "-f", "-", stdin=workload("ghost", "one", {"netns": "nowhere"}, address="10.77.9.9")
+    )
+    await two.enrol("web", "api", "ghost")
+    assert await two.talk() == CAPTURED
+    assert await two.captured(two.one) == {"shop/web": 1}
+    answer = await two.mesh.table(two.one, "workloads")
+    assert any("network namespace /run/netns/nowhere" in problem for problem in answer["problems"])
+    central = (await two.mesh.status())["nodes"]
+    assert any("nowhere" in problem for n in central for problem in n.get("problems", []))
+    # It is captured as soon as it appears.
+    late = Namespace("nowhere")
+    late.create()
+    try:
+        late.run(_awaken)
+        assert await soon(lambda: _has(two, "shop/ghost"))
+    finally:
+        late.remove()
+
+
+async def _has(two: Pair, name: str) -> bool:
+    return name in await two.captured(two.one)
+
+
+async def test_a_unit_that_restarts_keeps_its_identity(two: Pair) -> None:
+    if mount_point() is None:
+        pytest.skip("no cgroup v2 is mounted here")
+    unit = two.lab.cgroup("unit")
+    await two.mesh.operator("apply", "-f", "-", stdin=workload("unit", "one", {"cgroup": unit}))
+    await two.enrol("api", "unit")
+    place = Place(two.one.machine.namespace, 64003, unit)
+    assert await two.talk(place) == CAPTURED
+    count = (await two.captured(two.one))["shop/unit"]
+    assert count == 1
+    for _ in range(2):
+        remove_cgroup(unit)
+        create_cgroup(unit)
+        await trio.sleep(1.2)  # the longest that a new cgroup may go unnoticed, and the change itself
+        assert await two.talk(place) == CAPTURED
+        assert (await two.captured(two.one))["shop/unit"] == (count := count + 1)
+
+
+async def test_a_killed_worker_is_replaced(two: Pair) -> None:
+    await two.enrol()
+    assert await two.talk() == CAPTURED
+    ran = await programs.run(
+        Place(two.one.machine.namespace), ["pgrep", "-f", "agent.worker", "-P", str(two.one.process.pid)]
+    )
+    worker = int(ran.output)
+    status = Path(f"/proc/{worker}/status").read_text()
+    facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert set(facts["Uid"].split()) == {"64990"}
+    assert facts["NoNewPrivs"] == "1"
+    assert int(facts["CapEff"], 16) == 1 << 13  # CAP_NET_RAW
+    os.kill(worker, signal.SIGKILL)
+    assert await two.talk() == CAPTURED  # waits in the listening socket's queue
+    answer = await two.mesh.table(two.one, "status")
+    assert (answer["workers"], answer["worker_restarts"]) == (1, 1)
+
+
+async def test_every_command_speaks_to_people_and_programs(two: Pair) -> None:
+    await two.enrol()
+    await two.talk()
+    for topic in ("status", "workloads", "certificates", "connections", "tunnels", "capture status", "capture plan"):
+        people = await two.mesh.on(two.one, *topic.split())
+        assert people.strip()
+        assert max(map(len, people.splitlines())) <= 80 or topic == "capture plan", people
+        assert json.loads(await two.mesh.on(two.one, *topic.split(), "-o", "json"))
+    assert "spiffe://demo.example/ns/shop/sa/web" in await two.mesh.on(two.one, "connections", "-o", "wide")
+    log = [json.loads(line) for line in (two.one.directory / "access.log").read_text().splitlines()]
+    other = [json.loads(line) for line in (two.two.directory / "access.log").read_text().splitlines()]
+    assert [e["trace"] for e in log] == [e["trace"] for e in other]
+    assert [e["sent"] for e in log] == [e["sent"] for e in other] == [2]
+    ran = await programs.run(Place(two.one.machine.namespace), programs.get("http://127.0.0.1:15020/metrics"))
+    assert 'istio_tcp_connections_opened_total{connection_security_policy="mutual_tls"' in ran.output.decode()
