@@ -128,6 +128,11 @@ class RunningMesh:
         """What `culvert TOPIC -o json` says on a node."""
         return json.loads(await self.on(node, topic, "-o", "json"))
 
+    async def connections(self, node: Node) -> list[dict[str, Any]]:
+        """What the node knows of live and recent connections, as `agent.connections.Connection` has them."""
+        said = json.loads(await self.on(node, "connections", "--last", "1000", "-o", "json"))
+        return [*said["live"], *said["closed"]]
+
     async def apply(self, text: str) -> None:
         """`culvert apply`, and wait until every running agent acts on it."""
         await self.operator("apply", "-f", "-", stdin=text)

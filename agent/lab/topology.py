@@ -11,6 +11,7 @@ Machines route for their pods, as container hosts do. The addresses exist only i
 number of labs can run side by side.
 """
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ class Topology:
         machine = Machine(
             Namespace(f"{self.prefix}{name}"),
             f"{PREFIX_4}.0.{number}",
-            f"{PREFIX_6}::{number:x}",
+            _canonical(f"{PREFIX_6}::{number:x}"),
             number,
             f"port{number}",
         )
@@ -93,7 +94,7 @@ class Topology:
         pod = Host(
             Namespace(f"{self.prefix}{name}"),
             f"{PREFIX_4}.{machine.number}.{number}",
-            f"{PREFIX_6}:{machine.number:x}::{number:x}",
+            _canonical(f"{PREFIX_6}:{machine.number:x}::{number:x}"),
         )
         gateway4, gateway6 = f"{PREFIX_4}.{machine.number}.1", f"{PREFIX_6}:{machine.number:x}::1"
         if not before:
@@ -125,6 +126,10 @@ class Topology:
                 ip.link("set", index=_index(ip, port), master=_index(ip, bridge), state="up")
 
         here.run(lay)
+
+
+def _canonical(address: str) -> str:
+    return str(ipaddress.ip_address(address))
 
 
 def _index(ip: IPRoute, ifname: str) -> int:

@@ -85,6 +85,7 @@ def run(module: str, arguments: Sequence[str], grace: float = 10.0) -> int:
         start_new_session=True,  # the terminal's Ctrl-C comes to us alone
     )
     os.close(theirs)
+    os.write(ours, b"%d\n" % child.pid)
     told = threading.Event()
 
     def tell(*_: object) -> None:
@@ -110,6 +111,12 @@ def run(module: str, arguments: Sequence[str], grace: float = 10.0) -> int:
         remove_orphans(of=os.getpid())
 
 
+def outside_pid() -> int:
+    """Inside a world: a process outside whose mount and user namespaces are the world's, for `nsenter --target`. To be
+    asked once."""
+    return int(os.read(int(os.environ[_LIFELINE]), 20))
+
+
 async def ended() -> None:
-    """Inside a world: returns when the owner is gone or wants us to end."""
+    """Inside a world, after `outside_pid`: returns when the owner is gone or wants us to end."""
     await trio.lowlevel.wait_readable(int(os.environ[_LIFELINE]))
