@@ -3,8 +3,12 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from tests.netns.town import Town
+from tests.netns.town import town as running_town
 
 
 def why_not() -> str:
@@ -24,3 +28,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "netns" in item.path.parts:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    """One town for all tests of a module; each leaves it as it found it."""
+    with running_town() as found:
+        yield found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the last words of centre and agents."""
+    report = yield
+    found = getattr(item, "funcargs", {}).get("town")
+    if report.failed and isinstance(found, Town):
+        report.sections += [(f"log of {p.name}", p.tail(8)) for p in found.lab.processes if p.tail(1)]
+    return report

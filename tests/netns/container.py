@@ -4,10 +4,14 @@ Much cheaper than a fresh Debian (nothing is downloaded or unpacked), and it has
 live in a mount namespace of their own, so they end with the container.
 """
 
+import contextlib
 import os
 import shutil
+import signal
+import site
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,14 @@ for group in "$@"; do
 done
 while [ "$1" != -- ]; do shift; done; shift
 exec "$@"
+"""
+
+
+_CULVERT = """#!/bin/sh
+# The installed command, for a program that is not installed: units call it by this path.
+export PYTHONPATH=/opt/culvert/source:/opt/culvert/packages PYTHONDONTWRITEBYTECODE=1
+export LD_LIBRARY_PATH=/opt/culvert/python/lib
+exec /opt/culvert/python/bin/python{0}.{1} -m agent.cli "$@"
 """
 
 
@@ -57,7 +69,8 @@ class Container:
         target.chmod(mode)
 
     def boot(self, script: str) -> int:
-        """Boot, run `script`, power off; the script's exit status. What it printed is in out/log."""
+        """Boot, run `script`, power off; the script's exit status. What it printed is in out/log. Unbootable when it
+        never began, TimeoutError when it never ended."""
         for directory in (self.files, self.out, self.box / "disk"):
             directory.mkdir(parents=True, exist_ok=True)
         self.write("/probe", script, 0o755)
@@ -71,9 +84,11 @@ class Container:
         groups = _own_cgroups(f"culvert-boot-{os.getpid()}")
         command = ["systemd-nspawn", "--quiet", f"--directory={self.box}/disk/root", f"--machine=culvert-{os.getpid()}"]
         command += ["--register=no", "--private-network", "--console=pipe", f"--bind={self.out}:/out"]
-        command += [f"--bind-ro={SOURCE}:/opt/culvert/source", "--boot"]
-        if sys.prefix != sys.base_prefix:
-            command.insert(-1, f"--bind-ro={sys.prefix}:/opt/culvert/venv")
+        packages = next(p for p in site.getsitepackages() if Path(p).is_dir())
+        for seen, real in (("source", SOURCE), ("packages", packages), ("python", sys.base_prefix)):
+            command.append(f"--bind-ro={real}:/opt/culvert/{seen}")
+        command.append("--boot")
+        self.write("/opt/culvert/bin/culvert", _CULVERT.format(*sys.version_info), 0o755)
         if groups:
             command.insert(-1, "--keep-unit")
         command.append("systemd.unit=probe.target")
@@ -87,8 +102,10 @@ class Container:
             console = f"{error.stdout!r} {error.stderr!r}\nstill running after {self.seconds} s"
         finally:
             for group in groups:
-                _remove(Path(group))
+                _end(Path(group))
         status = self.out / "status"
+        if not status.exists() and (self.out / "log").exists():
+            raise TimeoutError(f"booted, but the script did not end:\n{(self.out / 'log').read_text()[-3000:]}")
         if not status.exists():
             raise Unbootable(f"`{' '.join(command)}` said: {console[-2000:]}")
         return int(status.read_text())
@@ -112,7 +129,18 @@ def _own_cgroups(name: str) -> list[str]:
     return [str(tree / name) for tree in trees]
 
 
-def _remove(group: Path) -> None:
-    for directory in sorted(group.glob("**"), reverse=True):
-        if directory.is_dir():
-            directory.rmdir()
+def _end(group: Path) -> None:
+    """Kill what is still in the container's cgroup, and remove it."""
+    for _ in range(100):
+        for procs in group.glob("**/cgroup.procs"):
+            for pid in procs.read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        try:
+            for directory in sorted((d for d in group.glob("**") if d.is_dir()), reverse=True):
+                directory.rmdir()
+        except OSError:
+            time.sleep(0.05)
+            continue
+        return
+    raise OSError(f"cgroup {group} does not end")

@@ -11,12 +11,14 @@ from agent.lab.place import Place
 
 
 async def main(stay: bool) -> None:
+    outside = world.outside_pid()
     async with open_lab() as lab:
         one = lab.topology.machine("one")
         pod = lab.topology.pod(one, "pod")
         server = lab.start("greeter", Place(pod.namespace), programs.greeter(pod.address, 7000, "word"))
         await server.listening(7000)
         said = await programs.run(Place(one.namespace), programs.hear(pod.address, 7000, "ho"))
+        assert outside > 1
         print(os.getpid(), world.privilege().value, said.output.decode().split(), flush=True)
         if stay:
             await world.ended()

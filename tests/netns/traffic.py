@@ -12,6 +12,9 @@ from agent.lab.place import Place
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
+ENDED = (OSError, trio.BrokenResourceError)
+"""How the operating system tells a program that a connection was refused or reset, depending on what it just did."""
+
 BLOCK = bytes(range(256)) * 256
 
 
@@ -48,10 +51,10 @@ async def serving(place: Place, address: str, port: int, handler: Handler) -> As
     served = Served()
 
     async def handle(stream: trio.SocketStream) -> None:
-        served.peers.append(stream.socket.getpeername()[0])
         try:
+            served.peers.append(stream.socket.getpeername()[0])
             await handler(stream)
-        except (trio.BrokenResourceError, ConnectionError):
+        except ENDED:
             pass
         finally:
             await trio.aclose_forcefully(stream)
@@ -147,7 +150,9 @@ async def refused(place: Place, address: str, port: int, seconds: float = 5) -> 
     """Whether an exchange gets no byte through: refused, reset or ended at once. A timeout is no refusal."""
     try:
         return await ask(place, address, port, seconds=seconds) == b""
-    except (ConnectionError, trio.BrokenResourceError):
+    except TimeoutError:
+        raise
+    except ENDED:
         return True
 
 
