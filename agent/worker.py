@@ -206,15 +206,17 @@ class Worker:
                 elif silent > _PING and not link.core.pinged:
                     link.ping()
                 elif link.idle_since is not None and now - link.idle_since > IDLE:
-                    link.close("")
+                    if link.core.draining:
+                        link.close("")
+                    else:
+                        link.drain()  # a stream that is being opened right now goes elsewhere
 
     async def _drain(self, seconds: float) -> None:
         self.listeners.close()
         for link in self.links:
             link.drain()
         with trio.move_on_after(seconds):
-            while self.book.live:
-                await self._news.wait()
+            while self.book.live or self.links:  # noqa: ASYNC110 - both change in the relay, which tells nobody
                 await trio.sleep(_TELL)
         for entry in list(self.book.live.values()):
             if entry.carrier:

@@ -221,6 +221,7 @@ class Machine:
         """Decrypt into `memory` what has arrived; -> (bytes, whether there may be more than fit)."""
         ssl, pointer = self._connection._ssl, memory._pointer
         done, full = 0, memory.size - RECORD
+        _lib.ERR_clear_error()  # SSL_get_error looks at the thread's queue, where other connections' errors may stand
         while done <= full:
             got = _lib.SSL_read(ssl, pointer + done, RECORD)
             if got <= 0:

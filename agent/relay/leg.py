@@ -33,6 +33,7 @@ _TURN_LEAST, _TURN_MOST = 2**14, 2**18
 """Bytes a leg may read in one round: it starts small, so that a bulk flow does not starve a small one, and doubles
 while the application fills it."""
 _PIECES = 64  # pieces per gathered write; well below IOV_MAX
+_SMALL = 2**12  # bytes up to which pieces that are kept are joined
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -224,20 +225,28 @@ class Leg:
                 pieces.clear()
                 self._lost(f"the application does not read any more ({error.strerror})")
                 return
-        left = done
+        rest, left = [], done
         for piece in pieces:
             if left >= len(piece):
                 left -= len(piece)
             else:
-                self._pending.append(memoryview(bytes(piece[left:])))
+                rest.append(piece[left:])
                 left = 0
         pieces.clear()
+        if rest:
+            self._keep(b"".join(rest))
         if done:
             self._delivered(done)
         if self._pending and done and not self._connecting:
             self._resume()
         elif self._rest_eof and not self._pending:
             self._shut()
+
+    def _keep(self, data: bytes) -> None:
+        """Small pieces are joined: a peer may send its whole window in pieces of one byte."""
+        if self._pending and len(self._pending[-1]) + len(data) <= _SMALL:
+            data = b"".join((self._pending.pop(), data))
+        self._pending.append(memoryview(data))
 
     def _delivered(self, count: int) -> None:
         self._down += count
@@ -292,6 +301,8 @@ class Leg:
             self._book.open(self._entry)
             self.pump()
             return
+        self._link.core.reset(self._stream, frames.CANCEL)  # not every peer ends the stream by itself
+        self._link.touch()
         verdict = Verdict.REFUSED if status in (400, 401, 403) else Verdict.FAILED
         self._drop(verdict, _ANSWERS.get(status, f"the other node answered {status}"))
 

@@ -60,6 +60,7 @@ class Relay:
         self._again: list[Callable[[], None]] = []
         self._gathered: list[Flushable] = []
         self._batches: list[Memory] = []
+        self._stale: set[int] = set()  # descriptors that were unregistered in this round
         self._running = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.received = Memory(BUFFER)
@@ -77,6 +78,7 @@ class Relay:
         """Before `fd` is closed."""
         if self._handlers.pop(fd, None):
             self._epoll.unregister(fd)
+            self._stale.add(fd)
 
     def again(self, action: Callable[[], None]) -> None:
         """Run `action` in the next round, after those that are ready now."""
@@ -120,12 +122,13 @@ class Relay:
         ready = self._epoll.poll(0, _EVENTS)
         if not (ready or self._again or self._gathered):
             return False
-        handlers = self._handlers
+        handlers, stale = self._handlers, self._stale
+        stale.clear()
         for fd, mask in ready:
-            # Gone if an earlier handler of this round closed it.
-            handler = handlers.get(fd)
-            if handler is not None:
-                handler(mask)
+            # An earlier handler of this round may have closed it, and its number may be another socket's by now.
+            if stale and fd in stale:
+                continue
+            handlers[fd](mask)
         if self._again:
             actions, self._again = self._again, []
             for action in actions:

@@ -7,11 +7,14 @@ Towards the peer: legs place DATA into the link's batch (`slot`, `placed`), the 
 From the peer: as much as one read holds is decrypted, split, handed to the legs, and delivered leg by leg.
 
 Closing: `close` is the owner's or the link's own doing, once; legs still on it are told `broken`. Nothing here awaits.
+A tunnel that drains ends otherwise (`_finish`): when its last stream has ended it sends what is left, ends its half,
+and is closed when the peer has ended the other. To close at once would be a reset, for the peer's credit is always on
+its way here, and a reset takes along what the kernel has not delivered yet.
 """
 
 import socket
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Protocol
 
 from agent.connections import Direction, Tunnel
@@ -25,6 +28,9 @@ from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError
 
 _LEAST_SLOT = 2**13  # a batch with less room than this is flushed rather than filled up
 _READS = 4  # reads of BUFFER a link may take in one round
+_BACKLOG = 2**22
+"""Bytes that may wait for a peer that does not read. A batch waits at most; the rest are answers to what the peer keeps
+asking, and would grow for as long as it likes."""
 
 
 class Owner(Protocol):
@@ -94,8 +100,11 @@ class Link:
         self._view = memoryview(b"")
         self._used = 0
         self._unsent: deque[memoryview] = deque()
-        self._waiting: list[Owner] = []
+        self._backlog = 0  # bytes in it
+        self._waiting: OrderedDict[Owner, None] = OrderedDict()  # for room on the link as a whole, each once
         self._due = False
+        self._ending = False  # the kernel said that the peer's end is in the socket's queue
+        self._leaving = False
 
     def start(self) -> None:
         """Join the relay; what the handshake left decryptable is read first."""
@@ -129,12 +138,12 @@ class Link:
         room = min(self.core.room(stream), most)
         if room <= 0:
             if self.core.send_window <= 0:
-                self._waiting.append(stream.owner)
+                self._waiting[stream.owner] = None
             return None
-        if self._batch is not None and self._used > BATCH - HEADER_SIZE - _LEAST_SLOT - len(self.core.outgoing):
+        if self._used > BATCH - HEADER_SIZE - _LEAST_SLOT - len(self.core.outgoing):
             self._encrypt()
         if self._unsent or self.closed:
-            self._waiting.append(stream.owner)
+            self._waiting[stream.owner] = None
             return None
         if self._batch is None:
             self._batch = self.relay.batch()
@@ -153,19 +162,23 @@ class Link:
 
     def touch(self) -> None:
         """There is something to flush."""
-        if not self._due and not self.closed:
+        if not self._due and not self.closed and not self._leaving:
             self._due = True
             self.relay.gathered(self)
 
     def flush(self) -> None:
         """Encrypt and send all that was gathered."""
         self._due = False
-        if self.closed or not self._encrypt():
-            return
-        if not self._unsent and self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for owner in waiting:
-                owner.pump()
+        if not (self.closed or self._leaving) and self._encrypt() and self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let those who wait go on, in their order; whoever finds no room any more waits behind the others."""
+        for _ in range(len(self._waiting)):
+            if self._unsent or self.core.send_window <= 0 or not self._waiting:
+                return
+            owner, _nothing = self._waiting.popitem(last=False)
+            owner.pump()
 
     def _gather(self) -> None:
         """Move the core's frames behind the DATA placed so far, as far as they fit."""
@@ -213,6 +226,11 @@ class Link:
                     return False
             if n < count:
                 self._unsent.append(memoryview(bytes(memory.view[n:count])))
+                self._backlog += count - n
+                if self._backlog > _BACKLOG:
+                    self.core.outgoing.clear()
+                    self.close(f"the peer at {self.peer_address} does not read what it asked for")
+                    return False
             if count < TAKE:
                 break
         return True
@@ -232,11 +250,15 @@ class Link:
             except OSError as error:
                 self._gone(error)
                 return
+            self._backlog -= n
             if n < len(piece):
                 self._unsent[0] = piece[n:]
                 return
             self._unsent.popleft()
-        self.touch()
+        if self._leaving:
+            self._goodbye()
+        else:
+            self.touch()
 
     # ---- from the peer
 
@@ -244,11 +266,12 @@ class Link:
         if mask & WRITE and self._unsent:
             self._resume()
         if mask & (READ | GONE) and not self.closed:
-            self._read(_READS, bool(mask & (HALF_CLOSED | GONE)))
+            self._ending |= bool(mask & (HALF_CLOSED | GONE))
+            self._read()
 
-    def _read(self, reads: int = _READS, ending: bool = False) -> None:
+    def _read(self) -> None:
         memory = self.relay.received
-        for _ in range(reads):
+        for _ in range(_READS):
             if self.closed:
                 return
             try:
@@ -263,20 +286,21 @@ class Link:
                 return
             self.received += n
             self.heard = time.monotonic()
-            try:
-                self._machine.arrived(memory, n)
-            except TlsError as error:
-                self.close(str(error))
-                return
-            self._decrypt()
+            if not self._leaving:
+                try:
+                    self._machine.arrived(memory, n)
+                except TlsError as error:
+                    self.close(str(error))
+                    return
+                self._decrypt()
             # Fewer bytes than asked for: the socket is empty, and a further arrival will be a new edge.
-            if n < BUFFER and not ending:
+            if n < BUFFER and not self._ending:
                 return
         self.relay.again(self._read)
 
     def _decrypt(self) -> None:
         memory, more = self.relay.opened, True
-        while more and not self.closed:
+        while more and not self.closed and not self._leaving:
             try:
                 n, more = self._machine.open(memory)
             except TlsClosed:
@@ -289,12 +313,13 @@ class Link:
     def _act(self, data: memoryview) -> None:
         if not data or self.closed:
             return
-        broke = ""
+        broke = False
         try:
             events = self.core.receive(data)
         except CoreError as error:
             # What came before it still counts: streams that ended there are no longer the core's to end.
-            events, broke = error.events, f"the peer at {self.peer_address} broke HTTP/2: {error}"
+            events, broke = error.events, True
+            self.reason = f"the peer at {self.peer_address} broke HTTP/2: {error}"
         owners: list[Owner] = []
         ended = False
         for event in events:
@@ -320,6 +345,8 @@ class Link:
                     if stream.owner is None:
                         stream.owner = _NOBODY  # it was refused, and more of it may follow in this very read
                 case Writable(stream):
+                    if stream is None:
+                        self._wake()
                     for each in [stream] if stream else list(self.core.streams.values()):
                         if each.owner is not None:
                             each.owner.pump()
@@ -332,7 +359,7 @@ class Link:
         for owner in owners:
             owner.deliver()
         if broke:
-            self.close(broke)
+            self.close("")
             return
         if self.core.outgoing:
             self.touch()
@@ -346,7 +373,7 @@ class Link:
         if self.core.streams:
             self.idle_since = None
         elif self.core.draining:
-            self.close("")
+            self._finish()
             return
         elif self.idle_since is None:
             self.idle_since = time.monotonic()
@@ -364,14 +391,36 @@ class Link:
         if self.core.streams:
             self.touch()
         else:
-            self.close("")
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._leaving or self.closed:
+            return
+        if self.reason:
+            self.close("")  # the peer broke a rule: nothing is waited for
+            return
+        if self.idle_since is None:
+            self.idle_since = time.monotonic()
+        if self._encrypt():
+            self._leaving = True
+            if not self._unsent:
+                self._goodbye()
+
+    def _goodbye(self) -> None:
+        self._machine.close()
+        try:
+            if goodbye := self._machine.take():
+                self._sock.send(goodbye)
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._gone(error)
 
     def close(self, reason: str) -> None:
         """End the tunnel and whatever it still carries."""
         if self.closed:
             return
-        self.closed, self.reason = True, reason or "the tunnel was closed"
-        if self.core.outgoing or self._batch is not None:
+        self.closed, self.reason = True, reason or self.reason or "the tunnel was closed"
+        if (self.core.outgoing or self._batch is not None) and not self._leaving:
             self._encrypt()  # last words, which a peer that is gone does not hear
         self._drop_batch()
         self._machine.close()

@@ -124,6 +124,7 @@ class Conn:
     near: trio.socket.SocketType
     far: trio.socket.SocketType | None
     near_entry: Entry
+    sndbuf: int = 0
     far_entry: Entry | None = None
 
     def close(self) -> None:
@@ -213,6 +214,8 @@ class Rig:
         host, _, port = asked.ask.authority.rpartition(":")
         dialled = socket.socket()
         dialled.setblocking(False)
+        if conn.sndbuf:
+            dialled.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, conn.sndbuf)
         dialled.connect_ex((host, int(port)))
         Leg(dialled, link, asked.stream, self.target.book, entry)
 
@@ -224,7 +227,7 @@ class Rig:
         link = link or self.out
         app, captured = wire(sndbuf, sndbuf)
         entry = self.source.book.enter(Direction.OUTBOUND, Security.MTLS, Party("shop/web"))
-        conn = Conn(trio.socket.from_stdlib_socket(app), None, entry)
+        conn = Conn(trio.socket.from_stdlib_socket(app), None, entry, sndbuf)
         self._calls.append(conn)
         self.conns.append(conn)
         listener = None

@@ -98,12 +98,14 @@ def busy() -> Iterator[tuple[socket.socket, Callable[[], None]]]:
     """A listener whose queue is full, so that connecting to it takes until it is emptied."""
     with ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(2):
-            filler = stack.enter_context(socket.socket())
+        fillers = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
 
         def empty() -> None:
+            for filler in fillers:
+                filler.close()  # or it would take the next place
             full.setblocking(False)
             with suppress(BlockingIOError):
                 while True:
