@@ -4,7 +4,9 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import trio
 
 from agent.lab import programs
@@ -12,6 +14,9 @@ from agent.lab.lab import Lab, open_lab
 from agent.lab.mesh import Node, RunningMesh, make_mesh
 from agent.lab.place import Place
 from agent.lab.topology import Host, Machine
+from ca import http
+from ca.client import Client
+from ca.contract import ApplyRequest, ApplyResponse, LabelRequest, ResourceName
 
 WEB, API = 64001, 64002
 """Uids of the two workloads of the machines."""
@@ -28,9 +33,35 @@ class Pair:
     two: Node
     pod: Host
 
-    async def enrol(self, *names: str) -> None:
+    # Commands are tested by name; here the calls they make are, which takes a hundredth of the time.
+
+    @property
+    def _centre(self) -> Client:
+        return Client.at_socket(self.mesh.directory / "central.sock")
+
+    async def apply(self, *documents: msgspec.Raw) -> None:
+        await self._settled(await self._centre.apply(ApplyRequest(list(documents))))
+
+    async def enrol(self, *names: str, value: str | None = "on") -> None:
+        """Label them; returns when every agent that runs acts on it."""
         for name in names or ("web", "api"):
-            await self.mesh.label(f"shop/{name}", "mesh=on")
+            request = LabelRequest(ResourceName("Workload", name, "shop"), {"mesh": value})
+            await self._settled(await self._centre.label(request))
+
+    async def _settled(self, done: ApplyResponse) -> None:
+        async def active(node: Node) -> bool:
+            return (await self.ask(node, "status"))["active"] >= done.revision
+
+        for node in (self.one, self.two):
+            if node.process and node.process.running:
+                assert await soon(lambda node=node: active(node), 10), node.process.tail()
+
+    async def ask(self, node: Node, topic: str) -> Any:
+        """What the agent of a node says to GET /v1/TOPIC."""
+        async with await trio.open_unix_socket(node.directory / "run" / "agent.sock") as stream:
+            response = await http.request(stream, "GET", f"/v1/{topic}", host="agent")
+        assert response.status == 200, response.body
+        return json.loads(response.body)
 
     async def talk(self, place: Place | None = None, address: str = "", port: int = 9090) -> str:
         """What the server says to a caller, by default shop/web; empty when there is no talking."""
@@ -40,7 +71,7 @@ class Pair:
 
     async def captured(self, node: Node) -> dict[str, int]:
         """Connections that the kernel sent to the agent, by captured workload."""
-        answer = json.loads(await self.mesh.on(node, "capture", "status", "-o", "json"))
+        answer = await self.ask(node, "capture")
         return {row["workload"]: row.get("captured", 0) for row in answer["rows"]}
 
     async def rules(self, where: Machine | Host) -> str:
@@ -54,12 +85,12 @@ class Pair:
         return ran.output.decode()
 
 
-def workload(name: str, node: str, match: dict[str, object], *ports: int, address: str = "") -> str:
-    """A Workload document, not enrolled."""
+def workload(name: str, node: str, match: dict[str, object], *ports: int, address: str = "") -> msgspec.Raw:
+    """A Workload, not enrolled."""
     spec = {"node": node, "serviceAccount": name, "ports": list(ports), "match": match}
     if address:
         spec["address"] = address
-    return json.dumps({"kind": "Workload", "metadata": {"name": name, "namespace": "shop"}, "spec": spec}) + "\n---\n"
+    return msgspec.Raw(json.dumps({"kind": "Workload", "metadata": {"name": name, "namespace": "shop"}, "spec": spec}))
 
 
 @asynccontextmanager
@@ -70,10 +101,10 @@ async def pair() -> AsyncIterator[Pair]:
         mesh = make_mesh(lab, centre)
         await mesh.found()
         made = Pair(lab, mesh, await mesh.add("one", one), await mesh.add("two", two), pod)
-        await mesh.apply(
-            workload("web", "one", {"uid": WEB})
-            + workload("api", "two", {"uid": API}, 9090)
-            + workload("pod", "two", {"netns": pod.namespace.name}, 7000, address=pod.address)
+        await made.apply(
+            workload("web", "one", {"uid": WEB}),
+            workload("api", "two", {"uid": API}, 9090),
+            workload("pod", "two", {"netns": pod.namespace.name}, 7000, address=pod.address),
         )
         server = lab.start("api", Place(two.namespace, API), programs.greeter(two.address, 9090, "api"))
         await server.listening(9090)
@@ -86,4 +117,5 @@ async def soon(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -
     while trio.current_time() < deadline:
         if await condition():
             return True
+        await trio.sleep(0.01)
     return False
