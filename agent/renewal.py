@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from agent.leaf import Leaf
+from ca.x509 import BACKDATED
 
 AT_ONCE = 8
 """Requests in flight: signing takes the centre about a millisecond, the rest is the network."""
@@ -62,9 +63,17 @@ class Schedule:
         entry = self._entries.get(leaf.uri)
         if entry is None:
             return False
-        life = leaf.not_after - leaf.not_before
-        renew = leaf.not_before + life * (RENEW_AT - self._rng.random() * RENEW_JITTER)
+        # Leaves are dated back for clocks that differ; with a short life that alone would be beyond the half.
+        begin = min(leaf.not_before + BACKDATED.total_seconds(), leaf.not_after)
+        renew = begin + (leaf.not_after - begin) * (RENEW_AT - self._rng.random() * RENEW_JITTER)
         self._entries[leaf.uri] = _Entry(leaf, renew)
+        return True
+
+    def issued(self, leaf: Leaf, mono: float) -> bool:
+        """As `hold`, for one that was just issued: whatever its dates, the next is not asked for at once."""
+        if not self.hold(leaf):
+            return False
+        self._entries[leaf.uri].pause = mono + FIRST_PAUSE
         return True
 
     def failed(self, uri: str, reason: str, mono: float) -> float:
@@ -192,6 +201,6 @@ class Renewal:
             pause = self.schedule.failed(uri, reason, trio.current_time())
             self._failed(uri, reason, pause)
         else:
-            if self.schedule.hold(leaf):
+            if self.schedule.issued(leaf, trio.current_time()):
                 await self._issued(leaf)
         self._wake.set()

@@ -12,7 +12,7 @@ START = 1_800_000_000.0
 
 
 def leaf(uri: str, now: float = START, life: float = DAY) -> Leaf:
-    return Leaf(uri, b"", b"", now, now + life, "1")
+    return Leaf(uri, b"", b"", now - 120, now + life, "1")
 
 
 def schedule(*identities: str) -> Schedule:
@@ -44,6 +44,21 @@ def test_renewed_around_half_life():
         assert s.certified(START + 0.5 * DAY) == {"a"}
         assert s.certified(START + DAY) == set()
     assert len(times) == 50
+
+
+def test_a_life_shorter_than_it_is_dated_back():
+    s = schedule("a")
+    s.hold(leaf("a", life=8))
+    assert s.take(START + 3, 0) == []
+    assert s.take(START + 4, 0) == ["a"]
+
+
+def test_one_without_any_life_is_no_storm():
+    s = schedule("a")
+    for n in range(5):
+        assert s.take(START, n) == ["a"]
+        s.issued(leaf("a", life=-1), n)
+        assert s.take(START, n + 0.9) == []
 
 
 def test_urgent_ones_go_first_and_eight_at_once():

@@ -94,11 +94,13 @@ def workload(name: str, node: str, match: dict[str, object], *ports: int, addres
 
 
 @asynccontextmanager
-async def pair() -> AsyncIterator[Pair]:
+async def pair(centre_settings: dict[str, str] | None = None) -> AsyncIterator[Pair]:
+    """A mesh as `Pair` says, for the time of the block."""
     async with open_lab() as lab:
         centre, one, two = (lab.topology.machine(n) for n in ("centre", "one", "two"))
         pod = lab.topology.pod(two, "pod")
         mesh = make_mesh(lab, centre)
+        mesh.settings.update(centre_settings or {})
         await mesh.found()
         made = Pair(lab, mesh, await mesh.add("one", one), await mesh.add("two", two), pod)
         await made.apply(

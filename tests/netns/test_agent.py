@@ -13,11 +13,13 @@ import trio
 from pyroute2 import IPRoute
 
 from agent.lab import programs
+from agent.lab.mesh import Node
 from agent.lab.namespace import Namespace
 from agent.lab.place import Place, create_cgroup, remove_cgroup
 from agent.lab.topology import Host, _addresses, _awaken
 from redirect.cgroup import mount_point
 from tests.netns.node import Pair, pair, soon, workload
+from tests.netns.traffic import dial
 
 CAPTURED = "220 api greets 10.77.0.2\r\nho"
 
@@ -259,10 +261,7 @@ async def test_a_unit_that_restarts_keeps_its_identity(two: Pair) -> None:
 async def test_a_killed_worker_is_replaced(two: Pair) -> None:
     await two.enrol()
     assert await two.talk() == CAPTURED
-    ran = await programs.run(
-        Place(two.one.machine.namespace), ["pgrep", "-f", "agent.worker", "-P", str(two.one.process.pid)]
-    )
-    worker = int(ran.output)
+    worker = await _worker(two)
     status = Path(f"/proc/{worker}/status").read_text()
     facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert set(facts["Uid"].split()) == {"64990"}
@@ -272,6 +271,12 @@ async def test_a_killed_worker_is_replaced(two: Pair) -> None:
     assert await two.talk() == CAPTURED  # waits in the listening socket's queue
     answer = await two.ask(two.one, "status")
     assert (answer["workers"], answer["worker_restarts"]) == (1, 1)
+
+
+async def _worker(two: Pair) -> int:
+    assert two.one.process
+    argv = ["pgrep", "-f", "agent.worker", "-P", str(two.one.process.pid)]
+    return int((await programs.run(Place(two.one.machine.namespace), argv)).output)
 
 
 async def test_every_command_speaks_to_people_and_programs(two: Pair) -> None:
@@ -292,3 +297,121 @@ async def test_every_command_speaks_to_people_and_programs(two: Pair) -> None:
     assert [e["sent"] for e in log] == [e["sent"] for e in other] == [2]
     ran = await programs.run(Place(two.one.machine.namespace), programs.get("http://127.0.0.1:15020/metrics"))
     assert 'istio_tcp_connections_opened_total{connection_security_policy="mutual_tls"' in ran.output.decode()
+
+
+async def test_a_taken_capture_port_is_gone_round(two: Pair) -> None:
+    squatter = two.lab.start("squatter", Place(two.one.machine.namespace), programs.greeter("127.0.0.1", 15100, "mine"))
+    await squatter.listening(15100)
+    await two.apply(workload("other", "one", {"uid": 64005}))
+    await two.enrol("api", "web", "other")
+    assert "shop/other" in await two.captured(two.one)
+    assert await soon(lambda: _has(two, "shop/web"))
+    assert await two.talk() == CAPTURED
+    assert await soon(lambda: _without_problems(two, two.one))
+    log = two.one.process.log.read_text() if two.one.process else ""
+    assert "cannot listen on 127.0.0.1 port 15100" in log
+    assert "another process has it" in log
+
+
+async def test_a_kernel_that_refuses_is_asked_again(two: Pair) -> None:
+    """Without loopback the kernel takes no routes of ours."""
+    lo = ["ip", "link", "set", "lo"]
+    pod = Place(two.pod.namespace)
+    assert (await programs.run(pod, [*lo, "down"])).ok
+    await two.enrol("web", "api", "pod")
+    assert any("ip link set lo up" in p for p in (await two.ask(two.two, "status"))["problems"])
+    assert await two.talk() == CAPTURED
+    assert (await programs.run(pod, [*lo, "up"])).ok
+    assert await soon(lambda: _without_problems(two, two.two))
+    assert await two.talk(Place(two.pod.namespace)) == "220 api greets 10.77.3.10\r\nho"
+
+
+async def _without_problems(two: Pair, node: Node) -> bool:
+    return not (await two.ask(node, "status")).get("problems")
+
+
+async def test_a_stopping_agent_lets_connections_end(two: Pair) -> None:
+    two.one.settings["CULVERT_AGENT_DRAIN"] = "20s"
+    assert two.one.process
+    await two.one.process.end()
+    await two.mesh.start_agent(two.one)
+    await two.enrol()
+    place = Place(two.one.machine.namespace, 64001)
+    stream = await dial(place, two.two.machine.address, 9090)
+    assert (await stream.receive_some()).startswith(b"220")
+    two.one.process.signal(signal.SIGTERM)
+    await stream.send_all(b"still")
+    assert await stream.receive_some() == b"still"
+    assert two.one.process.running
+    await stream.send_eof()
+    assert await stream.receive_some() == b""
+    with trio.fail_after(5):
+        assert await two.one.process.wait() == 0
+    await stream.aclose()
+    log = [json.loads(line) for line in (two.one.directory / "access.log").read_text().splitlines()]
+    assert [(e["sent"], e["verdict"]) for e in log] == [(5, "allowed")]
+    assert "from/shop/web" in await two.rules(two.one.machine)
+
+
+async def test_several_workers_share_the_work(two: Pair) -> None:
+    two.one.settings["CULVERT_AGENT_WORKERS"] = "3"
+    assert two.one.process
+    await two.one.process.end()
+    await two.mesh.start_agent(two.one)
+    await two.enrol()
+    assert await soon(lambda: _workers(two, 3))
+    place = Place(two.one.machine.namespace, 64001)
+    streams = [await dial(place, two.two.machine.address, 9090) for _ in range(30)]
+    for stream in streams:
+        assert (await stream.receive_some()).startswith(b"220")
+    live = (await two.ask(two.one, "connections"))["live"]
+    assert len({c["id"] for c in live}) == 30
+    for stream in streams:
+        await stream.aclose()
+    assert await soon(lambda: _closed(two, 30))
+    assert (await two.captured(two.one)) == {"shop/web": 30}
+
+
+async def _workers(two: Pair, count: int) -> bool:
+    return (await two.ask(two.one, "status"))["workers"] == count
+
+
+async def _closed(two: Pair, count: int) -> bool:
+    return len((await two.ask(two.one, "connections"))["closed"]) == count
+
+
+@pytest.mark.slow
+async def test_certificates_are_renewed_and_end_without_a_centre() -> None:
+    async with pair({"CULVERT_CENTRAL_LIVES_WORKLOAD": "8s"}) as two:
+        await two.enrol()
+        place = Place(two.one.machine.namespace, 64001)
+        stream = await dial(place, two.two.machine.address, 9090)
+        greeting = await stream.receive_some()
+        first = await _serial(two)
+        assert await soon(lambda: _not(_serial(two), first), 20)
+        assert await two.talk() == CAPTURED
+        await stream.send_all(greeting)
+        assert await stream.receive_some() == greeting
+        assert two.mesh.process
+        await two.mesh.process.kill()
+        assert await soon(lambda: _equals(_status(two), "expired"), 20)
+        await trio.sleep(1)  # a certificate's last second counts
+        os.kill(await _worker(two), signal.SIGKILL)  # and its open tunnels, which were made in time
+        assert await two.talk() == ""
+        assert any("no valid certificate" in p for p in (await two.ask(two.one, "status"))["problems"])
+        assert "from/shop/web" in await two.rules(two.one.machine)
+        await two.mesh.start_centre()
+        assert await soon(lambda: _equals(two.talk(), CAPTURED), 60)
+        await stream.aclose()
+
+
+async def _not(value: Awaitable[object], other: object) -> bool:
+    return await value != other
+
+
+async def _serial(two: Pair) -> str:
+    return str((await two.ask(two.one, "certificates"))["rows"][1]["serial"])
+
+
+async def _status(two: Pair) -> str:
+    return str((await two.ask(two.one, "certificates"))["rows"][1]["status"])
