@@ -13,6 +13,7 @@ the size of what is sent or offered.
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 
 import trio
@@ -254,6 +255,7 @@ async def connect(
             transport = await trio.open_tcp_stream(host, port)
         except OSError as error:
             raise ChannelError(f"{where} cannot be reached: {_first(error)}; does it run, and listen there?") from error
+        keep_alive(transport)
         channel = Channel(transport, context, server=False, expect=expect, timeout=timeout)
         try:
             await channel.handshake()
@@ -267,6 +269,14 @@ async def connect(
     raise ChannelError(
         f"{where} did not answer within {timeout:g} s; is it up, and does a firewall drop the way to it?"
     )
+
+
+def keep_alive(transport: trio.SocketStream) -> None:
+    """Let the kernel notice within a minute that a peer is gone without a word: a session may be quiet for days."""
+    transport.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        transport.setsockopt(socket.IPPROTO_TCP, option, value)
+    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
 
 
 _HINTS = (

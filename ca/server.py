@@ -26,7 +26,7 @@ from ca import api, endpoint, http, tls, x509
 from ca.authority import Authority, Refused
 from ca.central import CentralSettings
 from ca.centre import Centre
-from ca.channel import Channel, ChannelError
+from ca.channel import Channel, ChannelError, keep_alive
 from ca.contract import MAX_BODY, VERSION, VERSION_HEADER
 from ca.frames import centre_side
 from ca.identity import CentralIdentity
@@ -183,7 +183,7 @@ class Front:
         self._strangers += 1
         stranger = True
         try:
-            _keep_alive(transport)
+            keep_alive(transport)
             async with Channel(transport, context, server=True) as channel:
                 await channel.handshake()
                 if channel.peer is not None:
@@ -259,14 +259,6 @@ def _left(channel: Channel) -> float:
     if certificate is None:
         return 0.0
     return max(0.0, (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds())
-
-
-def _keep_alive(transport: trio.SocketStream) -> None:
-    """Let the kernel notice within a minute that a silent peer is gone: a session may be quiet for days."""
-    transport.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
-        transport.setsockopt(socket.IPPROTO_TCP, option, value)
-    transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
 
 
 def _local_listener(path: Path) -> trio.SocketListener | None:

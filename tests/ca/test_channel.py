@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import re
+import socket
 import ssl
 from datetime import timedelta
 
@@ -45,6 +46,14 @@ async def receive_exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
         assert data
         got += data
     return bytes(got)
+
+
+async def test_a_peer_that_vanishes_is_noticed() -> None:
+    """The kernel's work; that it is asked for shows in the socket."""
+    async with serving(server_context()) as server, await dial(server, client_context(credentials(NODE))) as channel:
+        sock = channel._transport.socket
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 async def test_both_ends_know_each_other_and_carry_bytes() -> None:
