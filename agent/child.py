@@ -41,12 +41,15 @@ Told = Callable[["Child", Opened | Closed | StockWanted | Notice], None]
 class Child:
     """A worker process. `run` is its life; everything else may be called at any time during it.
 
-    `number` is never used for another process, so that the ids of connections are unique on the node. `told` gets what
+    `number` is never used for another process, so that the ids of connections are unique on the node; `slot` is that of
+    the one it replaces. `told` gets what
     the worker says of its own accord; `progress` is called when it becomes ready or active.
     """
 
-    def __init__(self, number: int, told: Told, progress: Callable[[], None], command: Sequence[str] = ()) -> None:
-        self.number = number
+    def __init__(
+        self, number: int, slot: int, told: Told, progress: Callable[[], None], command: Sequence[str] = ()
+    ) -> None:
+        self.number, self.slot = number, slot
         self.pid = 0
         self.ready = False
         self.active = 0

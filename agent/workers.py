@@ -55,12 +55,13 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket that workers accept from; whoever opened it closes it, after `unlisten`."""
+    """A listening socket that the worker of `slot` accepts from; whoever opened it closes it, after `unlisten`."""
 
     number: int
     role: Role
     workload: str
     sock: socket.socket
+    slot: int
 
 
 class Workers:
@@ -133,11 +134,13 @@ class Workers:
         self._say(Namespaced(sorted(self._namespaced.keys() - {workload})))
         self._say(Namespaced(sorted(self._namespaced)))
 
-    def listen(self, role: Role, workload: str, sock: socket.socket) -> Listener:
-        """Accept at `sock`, which stays the caller's to close after `unlisten`."""
-        listener = Listener(next(self._numbers), role, workload, sock)
+    def listen(self, role: Role, workload: str, sock: socket.socket, slot: int = 0) -> Listener:
+        """Have the worker of `slot` accept at `sock`, which stays the caller's to close after `unlisten`."""
+        listener = Listener(next(self._numbers), role, workload, sock, slot)
         self._listeners[listener.number] = listener
-        self._say(Listen(listener.number, role, workload), [sock])
+        for child in self._live.values():
+            if child.slot == slot:
+                child.say(Listen(listener.number, role, workload), [sock])
         return listener
 
     def unlisten(self, listener: Listener) -> None:
@@ -145,9 +148,9 @@ class Workers:
         if self._listeners.pop(listener.number, None):
             self._say(Unlisten(listener.number))
 
-    def _say(self, message: TO_WORKER, socks: Sequence[socket.socket] = ()) -> None:
+    def _say(self, message: TO_WORKER) -> None:
         for child in self._live.values():
-            child.say(message, socks)
+            child.say(message)
 
     # ---- how they are
 
@@ -210,7 +213,7 @@ class Workers:
         pause = 0.0
         while not self._stops():
             started = trio.current_time()
-            child = Child(next(self._children), self._heard, self._move, self._command)
+            child = Child(next(self._children), slot, self._heard, self._move, self._command)
             self._live[child.number] = child
             self._hand_over(child)
             try:
@@ -247,7 +250,8 @@ class Workers:
             child.say(view)
         child.say(Namespaced(sorted(self._namespaced)))
         for listener in self._listeners.values():
-            child.say(Listen(listener.number, listener.role, listener.workload), [listener.sock])
+            if listener.slot == child.slot:
+                child.say(Listen(listener.number, listener.role, listener.workload), [listener.sock])
 
     def _move(self) -> None:
         self._moved.set()
