@@ -51,6 +51,7 @@ class Node:
             "CULVERT_AGENT_RUN_DIR": str(self.directory / "run"),
             "CULVERT_AGENT_ADDRESS": self.machine.address,
             "CULVERT_AGENT_WORKER_USER": str(worker),
+            "CULVERT_AGENT_WORKERS": "1",
             "CULVERT_AGENT_ACCESS_LOG": str(self.directory / "access.log"),
             "CULVERT_AGENT_DRAIN": "1s",
             **self.settings,
