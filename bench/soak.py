@@ -27,6 +27,8 @@ READINGS = 120
 """How many a run takes, of each node, if that is not more than one a second."""
 CHURN = 100
 """Short connections a second. With ab's they stay below what TIME_WAIT lets one client open to one server."""
+RATE = 100
+"""Requests a second that must all be answered, however the other loads fill the machine."""
 
 Say = Callable[[str], None]
 
@@ -82,7 +84,7 @@ def _loads(http: Site, bulk: Site) -> list[tuple[str, Callable[[], Awaitable[Val
         ("kept connections", lambda: measures.wrk(16, PIECE).load(http), 0.0),
         ("new connections", lambda: measures.ab(500, 8).load(http), 4.0),
         ("short connections", short, 0.0),
-        ("fixed rate", lambda: measures.steady(8, PIECE).load(http), 0.0),
+        ("fixed rate", lambda: measures.steady(8, PIECE, RATE).load(http), 0.0),
         ("bulk", lambda: measures.iperf(2, PIECE / 2).load(bulk), PIECE),
         ("idle connections", lambda: measures.idle(300).load(http), PIECE / 2),
     ]
