@@ -62,7 +62,9 @@ class Node:
 
 @dataclass(slots=True)
 class RunningMesh:
-    """A mesh in a lab: `centre` is the machine its centre runs on. Everything ends with the lab."""
+    """A mesh in a lab: `centre` is the machine its centre runs on. Everything ends with the lab.
+
+    `settings` are those of the centre, `agents` those that every node begins with."""
 
     lab: Lab
     centre: Machine
@@ -70,6 +72,7 @@ class RunningMesh:
     process: Process | None = None
     nodes: dict[str, Node] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    agents: dict[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
@@ -93,7 +96,7 @@ class RunningMesh:
         """A node that has not joined yet, and the token that lets it."""
         directory = self.lab.directory / name
         directory.mkdir(mode=0o755)
-        node = self.nodes[name] = Node(name, machine, directory)
+        node = self.nodes[name] = Node(name, machine, directory, settings=dict(self.agents))
         token = await self.operator("central", "token", "create", "--node", name, "--ttl", ttl)
         return node, token.strip()
 
