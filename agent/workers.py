@@ -1,8 +1,9 @@
 """All workers of a node: started, given the same, replaced when they die.
 
-What a worker is to know is kept here whole, and each new one gets it in this order: Configure, Roots, Identities, the
-view, Namespaced, Listen. So it accepts nothing before it can judge and speak. The listening sockets stay open here
-while a worker is replaced: connections queue in them instead of being refused.
+What a worker is to know is kept here whole, and each new one gets it in this order: Configure; then, once it says that
+it is ready, Roots, Identities, the view, Namespaced, Listen. So it accepts nothing before it can judge and speak, and
+nothing by a view that grew old while it started: connections wait in the queues of its sockets for that long. The
+listening sockets stay open here while a worker is replaced: connections queue in them instead of being refused.
 """
 
 import errno
@@ -138,7 +139,7 @@ class Workers:
         """Have the worker of `slot` accept at `sock`, which stays the caller's to close after `unlisten`."""
         listener = Listener(next(self._numbers), role, workload, sock, slot)
         self._listeners[listener.number] = listener
-        for child in self._live.values():
+        for child in self._fed():
             if child.slot == slot:
                 child.say(Listen(listener.number, role, workload), [sock])
         return listener
@@ -149,8 +150,12 @@ class Workers:
             self._say(Unlisten(listener.number))
 
     def _say(self, message: TO_WORKER) -> None:
-        for child in self._live.values():
+        for child in self._fed():
             child.say(message)
+
+    def _fed(self) -> list[Child]:
+        """Those that know what there was to know when they became ready: what changes since then is said to them."""
+        return [child for child in self._live.values() if child.ready]
 
     # ---- how they are
 
@@ -213,9 +218,9 @@ class Workers:
         pause = 0.0
         while not self._stops():
             started = trio.current_time()
-            child = Child(next(self._children), slot, self._heard, self._move, self._command)
+            child = Child(next(self._children), slot, self._heard, self._hand_over, self._move, self._command)
             self._live[child.number] = child
-            self._hand_over(child)
+            child.say(self._configure(child))
             try:
                 how = await child.run()
             finally:
@@ -242,7 +247,8 @@ class Workers:
         return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid)
 
     def _hand_over(self, child: Child) -> None:
-        child.say(self._configure(child))
+        if child.draining:
+            return
         child.say(Roots(self._roots))
         for leaf in self._leaves.values():
             child.say(Identity(leaf.uri, leaf.chain, leaf.key))
