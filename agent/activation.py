@@ -4,26 +4,30 @@ It is level-triggered: whatever happened, a pass compares what should be with wh
 the order that `enrolment` describes. So nothing depends on the order of news, and what failed is simply tried again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 import trio
 
 from agent.capture import Capture
+from agent.cgroups import Cgroups, Located
 from agent.enrolment import Enrolment, Ports, admitted, allot, enrol, release, tables
+from agent.files import StateError
 from agent.renewal import Renewal
-from agent.state import State, StateError
+from agent.state import State
 from agent.view import Change, MeshView
 from agent.workers import Workers
-from redirect.cgroup import locate
 from redirect.plan import Desired
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 LOOK = 1.0
-"""Seconds between looks at what tells nobody when it changes: cgroups and namespaces of restarted units."""
+"""Seconds between looks at what tells nobody when it changes: a namespace that another has replaced."""
 RETRY = 2.0
 """Seconds after which what could not be carried out is tried again."""
+LONGEST_REST = 0.5
+"""Seconds. After a pass the task rests as long as the pass took, but no longer than this: in a large mesh that never
+stops changing, changes are gathered instead of taking a whole core."""
 SETTLE = 5.0
 """Seconds that workers have to act on a view before rules follow it anyway; one that hangs is being killed by then."""
 
@@ -54,12 +58,17 @@ class Activation:
         self._state, self._workers, self._capture, self._renewal = state, workers, capture, renewal
         self._pool, self._base, self._wall, self._reported = pool, base, wall, reported
         self._changes: list[Change] = []
-        self._cgroups: dict[str, tuple[int, int] | None] = {}
+        self._cgroups: Located = {}
+        self._watched = Cgroups()
         self._again = trio.Event()
         self._passing = trio.Lock()
         self._stored = state.leaves()
         self.first = trio.Event()
         """Set when a view has been acted on for the first time."""
+
+    def close(self) -> None:
+        """When nothing runs any more."""
+        self._watched.close()
 
     def take(self, change: Change) -> None:
         """A new view."""
@@ -73,9 +82,16 @@ class Activation:
 
     async def run(self) -> None:
         """Until cancelled; rules stay as they are then."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow)
+            await self._repeat()
+
+    async def _repeat(self) -> None:
         while True:
             self._again = trio.Event()
+            started = trio.current_time()
             failed = not await self.once()
+            await trio.sleep(min(trio.current_time() - started, LONGEST_REST))
             await self._wait(RETRY if failed else float("inf"))
 
     async def once(self) -> bool:
@@ -110,8 +126,8 @@ class Activation:
         waiting = self._renewal.schedule.first_try() and not self.off
         wanted = () if self.off else admitted(enrolment, before, self._renewal.schedule.certified(self._wall()))
         ports, lacking = allot(before, wanted, self._pool)
-        faults = await self._keep(ports)
-        self._cgroups, strange = await trio.to_thread.run_sync(_locate, [w.cgroup for w in wanted if w.cgroup])
+        faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
+        self._cgroups, strange = await self._located([w.cgroup for w in wanted if w.cgroup])
         desired = tables(view, wanted, ports, self._cgroups, self._base)
 
         if self.off:
@@ -130,7 +146,7 @@ class Activation:
         faults += await self._keep(release(ports, [w for w in wanted if w.workload in captured]))
         for uri in gone:
             self._workers.forget(uri)
-            faults += await self._forget(uri)
+            faults += await self._kept(self._state.forget_leaf, uri)
         failures = [text for texts in self._capture.problems.values() for text in texts]
         active = self.active if waiting else view.snapshot.revision
         self._conclude(active, [*enrolment.problems, *lacking, *strange, *self._uncertified(), *failures, *faults])
@@ -162,17 +178,15 @@ class Activation:
         ]
 
     async def _keep(self, ports: Ports) -> list[str]:
-        if ports != self.ports:
-            self.ports = ports
-            try:
-                await trio.to_thread.run_sync(self._state.save_ports, ports)
-            except StateError as error:
-                return [str(error)]
-        return []
+        if ports == self.ports:
+            return []
+        self.ports = ports
+        return await self._kept(self._state.save_ports, ports)
 
-    async def _forget(self, uri: str) -> list[str]:
+    async def _kept(self, save: Callable[..., None], *what: object) -> list[str]:
+        """To disk, before anything follows that should not be there without it; a fault if it cannot be."""
         try:
-            await trio.to_thread.run_sync(self._state.forget_leaf, uri)
+            await trio.to_thread.run_sync(save, *what)
         except StateError as error:
             return [str(error)]
         return []
@@ -184,18 +198,18 @@ class Activation:
             with trio.move_on_after(LOOK):
                 await self._again.wait()
                 return
-            now, _ = await trio.to_thread.run_sync(_locate, list(self._cgroups))
-            if now != self._cgroups or await self._capture.moved():
+            if await self._cgroups_moved() or await self._capture.moved():
                 return
 
+    async def _follow(self) -> None:
+        while True:
+            await self._watched.news()
+            if await self._cgroups_moved():
+                self.poke()
 
-def _locate(paths: Sequence[str]) -> tuple[dict[str, tuple[int, int] | None], list[str]]:
-    found: dict[str, tuple[int, int] | None] = {}
-    strange = []
-    for path in paths:
-        try:
-            found[path] = locate(path)
-        except ValueError as error:
-            found[path] = None
-            strange.append(f"cgroup {path}: {error}")
-    return found, strange
+    async def _cgroups_moved(self) -> bool:
+        known = self._cgroups
+        return (await self._located(known))[0] != known
+
+    async def _located(self, paths: Iterable[str]) -> tuple[Located, list[str]]:
+        return await trio.to_thread.run_sync(self._watched.locate, list(paths))

@@ -20,17 +20,18 @@ from agent.admin import Admin, AdminError, admin_socket
 from agent.answers import Done
 from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
+from agent.files import StateError
 from agent.leaf import Leaf, read_leaf, request
 from agent.renewal import IssueError, Renewal
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from agent.snapshot import Snapshot
-from agent.state import Membership, State, StateError
+from agent.state import Membership, State
 from agent.telemetry.access_log import AccessLog
 from agent.telemetry.endpoints import Page, open_listener, serve_pages
 from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
 from agent.topics import Topics
-from agent.view import Change, Intake, MeshView
+from agent.view import Intake, MeshView
 from agent.workers import Workers
 from ca.client import Client, ClientError
 from ca.contract import SignResponse
@@ -43,8 +44,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 FIRST_VIEW = 10.0
 """Seconds that a node which knows nothing yet waits for its first view before it says it has started."""
-SAVE_EVERY = 1.0
-"""Seconds over which changes are gathered before the view is written."""
 _T = TypeVar("_T")
 
 FAREWELL = 2.0
@@ -78,7 +77,7 @@ class Supervisor:
         self.membership, node_leaf, self._roots = _joined(self.state)
         self._identity = NodeIdentity(self.membership.trust_domain, self.membership.node)
         self._address = settings.centre or self.membership.centre
-        saved = self.state.view(self.membership.node)
+        saved = self.state.views.load(self.membership.node)
         view = saved or MeshView(Snapshot(self.membership.node))
         self._sink = _open_sink(settings.access_log)
         self.ledger = Ledger(AccessLog(self._sink) if self._sink else None, time.monotonic)
@@ -96,9 +95,7 @@ class Supervisor:
         self.own.schedule.hold(node_leaf)
         self.renewal = Renewal(self._sign, self._signed, self._failed, time.time, rng)
         left = self.state.ports().namespaces.values()
-        self.capture = Capture(
-            self.workers, marks, left, base.inbound_port, lambda: self.activation.poke(), settings.worker_count
-        )
+        self.capture = Capture(self.workers, marks, left, base.inbound_port, lambda: self.activation.poke())
         self.activation = Activation(
             view,
             self.state,
@@ -114,7 +111,7 @@ class Supervisor:
             self._client,
             Intake(view),
             version,
-            took=self._took,
+            took=self.activation.take,
             trusted=self._trusted,
             answer=self._answer,
             met=self._met,
@@ -138,7 +135,7 @@ class Supervisor:
             self.topics.all(),
             {"capture/on": self._on, "capture/off": self._off, "leave": self._leave, "drain": self._drain},
         )
-        self._stop, self._ended, self._unsaved = trio.Event(), trio.Event(), trio.Event()
+        self._stop, self._ended = trio.Event(), trio.Event()
         self._drain_seconds = float(settings.drain)
         self._leaving = False
 
@@ -158,6 +155,7 @@ class Supervisor:
                 nursery.cancel_scope.cancel()
         finally:
             self.capture.close()
+            self.activation.close()
             if self._sink:
                 self._sink.close()
             if self._leaving:
@@ -183,7 +181,6 @@ class Supervisor:
         nursery.start_soon(self.renewal.run)
         nursery.start_soon(self.own.run)
         nursery.start_soon(self.centre.run)
-        nursery.start_soon(self._save)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
         log.info("started", node=self.membership.node, version=self._version, pid=os.getpid())
@@ -211,16 +208,6 @@ class Supervisor:
                 else:
                     self.stop()
 
-    async def _save(self) -> None:
-        while True:
-            await self._unsaved.wait()
-            await trio.sleep(SAVE_EVERY)
-            self._unsaved = trio.Event()
-            try:
-                await trio.to_thread.run_sync(self.state.save_view, self.activation.view)
-            except StateError as error:
-                log.error("view-not-saved", error=str(error))
-
     async def _say_ready(self) -> None:
         with trio.move_on_after(FIRST_VIEW):
             await self.activation.first.wait()
@@ -231,10 +218,6 @@ class Supervisor:
     def _client(self) -> Client:
         leaf = self.own.schedule.leaves()[str(self._identity)]
         return Client.over_tls(self._address, self.membership.trust_domain, self._roots, (leaf.chain, leaf.key))
-
-    def _took(self, change: Change) -> None:
-        self.activation.take(change)
-        self._unsaved.set()
 
     def _met(self) -> None:
         self.renewal.kick()

@@ -144,7 +144,6 @@ class Schedule:
         finally:
             with trio.CancelScope(shield=True):
                 await peer.stop()
-                self._remember(peer)
                 await rig.close()
 
     def _remember(self, peer: Peer) -> None:

@@ -10,7 +10,6 @@ long-lived, and a resumed session would skip the certificate.
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 from cryptography import x509
@@ -111,7 +110,7 @@ _FAULTS: dict[int, str] = {
 """What OpenSSL's verification errors (X509_V_ERR_...) mean to an operator."""
 
 
-def _judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
+def _judge(_connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
     """Leave the verdict to OpenSSL, but say what it found: by itself it only says `certificate verify failed`."""
     if ok:
         return True
@@ -119,9 +118,7 @@ def _judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int
     times = {"begin": f"{seen.not_valid_before_utc:%F %H:%M} UTC", "end": f"{seen.not_valid_after_utc:%F %H:%M} UTC"}
     said = _FAULTS.get(fault, f"is not acceptable (X.509 verification error {fault})").format(**times)
     whose = "an issuer of the peer's certificate" if depth and fault in (9, 10) else "the peer's certificate"
-    # Not raised: pyOpenSSL would keep the error with the context this connection began with, and give it to the next.
-    connection.get_app_data().fault = f"{whose} {said}"
-    return False
+    raise TlsError(f"{whose} {said}")
 
 
 def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
@@ -131,7 +128,7 @@ def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
 
     def choose(connection: SSL.Connection) -> None:
         asked = connection.get_servername()
-        chosen = names(asked.decode("ascii", "replace") if asked else None, connection.get_app_data().tag)
+        chosen = names(asked.decode("ascii", "replace") if asked else None, connection.get_app_data())
         connection.set_context(chosen or nobody)
 
     ctx.set_tlsext_servername_callback(choose)
@@ -157,14 +154,6 @@ class Memory:
         self.view = memoryview(_ffi.buffer(self._pointer))
 
 
-@dataclass(slots=True)
-class _Handshake:
-    """What pyOpenSSL's callbacks share with a Machine."""
-
-    tag: object
-    fault: str = ""
-
-
 class Machine:
     """One TLS connection. `tag` is handed to the ServerNames callback.
 
@@ -173,12 +162,12 @@ class Machine:
     A dead machine stays dead: every call raises the TlsError again.
     """
 
-    __slots__ = ("_connection", "_handshake")
+    __slots__ = ("_connection",)
 
     def __init__(self, ctx: SSL.Context, *, server: bool, server_name: str | None = None, tag: object = None) -> None:
         self._connection = SSL.Connection(ctx)
-        self._handshake = _Handshake(tag)
-        self._connection.set_app_data(self._handshake)
+        if tag is not None:
+            self._connection.set_app_data(tag)
         if server:
             self._connection.set_accept_state()
         else:
@@ -204,7 +193,7 @@ class Machine:
         except SSL.WantReadError:
             return False
         except SSL.Error as error:
-            raise TlsError(self._handshake.fault) if self._handshake.fault else _translated(error) from error
+            raise _translated(error) from error
         return True
 
     def write(self, plaintext: bytes | bytearray | memoryview) -> None:

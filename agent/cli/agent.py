@@ -86,8 +86,9 @@ def join_(text: str, config: Path | None, force: bool, **flags: Any) -> None:
     culvert agent join culvert1.eyJhZGRyZXNz...
     """
     settings = _settings(config, flags)
+    from agent.files import StateError
     from agent.join import JoinError, join
-    from agent.state import State, StateError
+    from agent.state import State
 
     async def go() -> str:
         member = await join(

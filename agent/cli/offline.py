@@ -2,9 +2,10 @@
 
 from agent.cli.output import Refused
 from agent.enrolment import HOST
+from agent.files import StateError
 from agent.namespace import remove_table, standing, title
 from agent.settings import AgentSettings
-from agent.state import State, StateError
+from agent.state import State
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
 

@@ -14,11 +14,10 @@ _TITLE, _RESULT = 11, 56
 
 
 class Step:
-    """A step under way; `result` is what its line will say at the end, `strong` that it is what matters."""
+    """A step under way; `result` is what its line will say at the end."""
 
     def __init__(self) -> None:
         self.result = ""
-        self.strong = False
 
 
 class Voice:
@@ -50,10 +49,9 @@ class Voice:
             seconds = f"{trio.current_time() - self._begin:5.1f} s"
             first, *rest = textwrap.wrap(step.result, _RESULT) or [""]
             tick = click.style(mark, fg=colour)
-            said = click.style(f"{first:<{_RESULT}}", bold=step.strong)
-            self.say(f"  {tick} {title:<{_TITLE}} {said} {click.style(seconds, dim=True)}")
+            self.say(f"  {tick} {title:<{_TITLE}} {first:<{_RESULT}} {click.style(seconds, dim=True)}")
             for more in rest:
-                self.say(f"    {'':<{_TITLE}} {click.style(more, bold=step.strong)}")
+                self.say(f"    {'':<{_TITLE}} {more}")
 
     def table(self, command: str, text: str) -> None:
         """A command as it would be typed, and what it printed."""

@@ -2,12 +2,12 @@ import os
 import stat
 from pathlib import Path
 
-import immutables
 import pytest
 from cryptography import x509
 
 from agent.enrolment import Ports
-from agent.state import Membership, State, StateError
+from agent.files import StateError
+from agent.state import Membership, State
 from ca.resources.workload import Match
 from tests.agent.certs import TestRoot
 from tests.agent.views import mesh, node, view, workload
@@ -25,6 +25,9 @@ def state(tmp_path):
     return State(tmp_path / "agent")
 
 
+VIEW = view(mesh(), node("n1"), workload("web"), revision=7, matches={"web": Match(uid=7)})
+
+
 def files(state: State) -> list[Path]:
     return [p for p in state.directory.rglob("*") if p.is_file()]
 
@@ -34,12 +37,12 @@ def fill(state: State, root: TestRoot) -> None:
     state.save_node_leaf(root.leaf("spiffe://shop.example/node/n1"))
     state.save_roots(root.pem)
     state.save_leaf(root.leaf(WEB))
-    state.save_view(view(mesh(), node("n1"), workload("web"), revision=7, matches={"web": Match(uid=7)}))
+    state.views.keep([], VIEW)
     state.save_ports(Ports({"shop/web": 15100}, {"shop/db": "/run/netns/db"}, 15100))
 
 
 def test_a_new_state_is_empty(state):
-    assert (state.membership(), state.node_leaf(), state.roots(), state.view("n1")) == (None, None, None, None)
+    assert (state.membership(), state.node_leaf(), state.roots(), state.views.load("n1")) == (None, None, None, None)
     assert (state.leaves(), state.ports(), state.capture_off()) == ({}, Ports(), False)
     assert state.problems == []
 
@@ -51,7 +54,9 @@ def test_everything_comes_back(state, root):
     assert again.node_leaf().uri == "spiffe://shop.example/node/n1"
     assert again.roots() == root.pem
     assert list(again.leaves()) == [WEB]
-    assert again.view("n1") == view(mesh(), node("n1"), workload("web"), revision=7, matches={"web": Match(uid=7)})
+    assert again.views.load("n1") == view(
+        mesh(), node("n1"), workload("web"), revision=7, matches={"web": Match(uid=7)}
+    )
     assert again.ports() == Ports({"shop/web": 15100}, {"shop/db": "/run/netns/db"}, 15100)
     assert again.problems == []
 
@@ -75,7 +80,7 @@ READS = {
     "membership.json": lambda s: s.membership(),
     "node.pem": lambda s: s.node_leaf(),
     "roots.pem": lambda s: s.roots(),
-    "view.json": lambda s: s.view("n1"),
+    "view.json": lambda s: s.views.load("n1"),
     "ports.json": lambda s: s.ports() if s.ports() != Ports() else None,
     "leaves": lambda s: s.leaves() or None,
 }
@@ -117,20 +122,6 @@ def test_what_a_crash_left_beside_is_removed(state, root):
     assert not (state.directory / "roots.pem.new").exists()
 
 
-def test_a_view_of_another_node_is_not_ours(state):
-    state.save_view(view(mesh(), on="n1"))
-    assert state.view("n2") is None
-
-
-def test_a_view_saved_by_a_version_with_other_kinds_is_asked_for_anew(state, monkeypatch):
-    monkeypatch.setattr("agent.state.known_kinds", lambda: ["Mesh"])
-    state.save_view(view(mesh(), workload("web"), revision=7))
-    monkeypatch.undo()
-    saved = state.view("n1")
-    assert saved.incarnation == ""
-    assert saved.snapshot == view(mesh(), workload("web"), revision=7).snapshot
-
-
 def test_capture_off_is_remembered(state):
     state.set_capture_off(True)
     assert State(state.directory).capture_off()
@@ -152,10 +143,3 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="state_dir"):
         State(tmp_path / "file" / "agent")
-
-
-def test_private_matches_survive_of_every_kind(state):
-    matches = {"a": Match(uid=1), "b": Match(cgroup="x.slice"), "c": Match(netns="c"), "d": Match(address="10.0.0.9")}
-    state.save_view(view(mesh(), matches=matches))
-    assert state.view("n1").matches == view(mesh(), matches=matches).matches
-    assert isinstance(state.view("n1").matches, immutables.Map)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,10 @@ async def test_a_label_starts_and_ends_capture(two: Pair) -> None:
     assert list((two.one.directory / "state" / "leaves").iterdir()) == []
 
 
+async def _equals_later(two: Pair, count: int) -> bool:
+    return await mtls(two) == count
+
+
 async def _equals(value: Awaitable[object], expected: object) -> bool:
     return await value == expected
 
@@ -76,7 +81,10 @@ async def test_captured_means_held(two: Pair) -> None:
         await process.wait()
         held = await two.rules(two.one.machine)
         assert "from/shop/web" in held
-        assert await two.talk() == ""
+        carried = await mtls(two)
+        while await two.talk():
+            # A killed agent's worker needs a moment to notice; until then it carries, and nothing goes past it.
+            assert await soon(partial(_equals_later, two, carried := carried + 1))
         await two.mesh.start_agent(two.one)
         assert await soon(lambda: _equals(two.talk(), CAPTURED))
         assert (await two.nft(two.one.machine, "list", "tables")).split() == ["table", "inet", "culvert"]
@@ -252,8 +260,7 @@ async def test_a_unit_that_restarts_keeps_its_identity(two: Pair) -> None:
     assert count == 1
     for _ in range(2):
         remove_cgroup(unit)
-        create_cgroup(unit)
-        await trio.sleep(1.2)  # the longest that a new cgroup may go unnoticed, and the change itself
+        create_cgroup(unit)  # starting a program there takes some 50 ms, in which the rules follow
         assert await two.talk(place) == CAPTURED
         assert (await two.captured(two.one))["shop/unit"] == (count := count + 1)
 

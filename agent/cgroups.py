@@ -1,0 +1,67 @@
+"""Cgroups of workloads, followed through the restarts of their units.
+
+A rule pins a cgroup's id, and a unit that restarts gets a new one. inotify tells within a millisecond that a directory
+came or went, so that the rules are right before the unit's program has started; who does not believe it may look again
+at any time. All ancestors are watched, because they come and go as well.
+"""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+import trio
+
+from redirect.cgroup import locate, mount_point
+
+Located = dict[str, tuple[int, int] | None]
+"""(level, id) by path; None for a cgroup that is not there now."""
+
+_CREATE, _DELETE, _ONLY_DIRECTORIES = 0x100, 0x200, 0x01000000
+_EVENTS = 64 * 1024
+
+
+class Cgroups:
+    """Follows the paths it was last asked to locate. Whoever makes it closes it."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cgroups cannot be watched: {os.strerror(code)}")
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self._fd)
+
+    def locate(self, paths: Iterable[str]) -> tuple[Located, list[str]]:
+        """Where these are, and a sentence for each path that names none; from now on changes of them are news.
+        Blocking, for some microseconds a path."""
+        found: Located = {}
+        strange = []
+        root = mount_point()
+        for path in paths:
+            # First watch, then look: what changes in between is news.
+            if root is not None:
+                self._watch(root, path)
+            try:
+                found[path] = locate(path)
+            except ValueError as error:
+                found[path] = None
+                strange.append(f"cgroup {path}: {error}")
+        return found, strange
+
+    async def news(self) -> None:
+        """Returns when a directory came or went beside one of those followed."""
+        await trio.lowlevel.wait_readable(self._fd)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, _EVENTS)
+
+    def _watch(self, root: str, path: str) -> None:
+        inside = PurePosixPath(path.removeprefix(root).lstrip("/"))
+        for ancestor in inside.parents:
+            # One that is not there will be seen to come from the one above it; watching twice is once.
+            folder = os.path.join(root, ancestor)
+            self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _CREATE | _DELETE | _ONLY_DIRECTORIES)
