@@ -45,6 +45,9 @@ def main() -> None:
 def quick(peers: str) -> None:
     """Under four minutes against Envoy in HBONE mode; one line of JSON with ratios Culvert / Envoy."""
     record = measure(plans.quick(), only(plans.quick_peers(), peers), "quick")
+    disturbed = sum(sample.noise.level > 1.0 for sample in record.samples)
+    if disturbed:
+        say(f"others used the machine in {disturbed} of {len(record.samples)} measurements: trust these ratios less")
     line = tables.quick_line(record)
     print(line)
     if "null" in line:

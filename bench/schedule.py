@@ -2,7 +2,7 @@
 
 A start brings every peer up afresh. Memory comes first, one peer alone at a time. Then all stay up side by side, and
 each turn measures every peer with one thing before the next thing, so that what is compared lies seconds apart; the
-order is turned round every other turn. A disturbed measurement is repeated, at most three times, and the calmest kept:
+order is turned round every other turn. A disturbed measurement is repeated, a few times at most, and the calmest kept:
 the choice looks at noise, never at the result.
 """
 
@@ -24,8 +24,6 @@ from bench.samples import Record, Sample
 from bench.servers import start_servers
 from bench.verify import WrongBytes, verify
 
-TRIES = 3
-
 Say = Callable[[str], None]
 
 _FAILURES = (OutputError, WrongBytes, ProcessError, CulvertError, OSError)
@@ -42,6 +40,8 @@ class Plan:
     memory: tuple[Measure, ...]
     load: tuple[Measure, ...]
     seconds: float = float("inf")
+    tries: int = 3
+    """How often one thing is measured at most, while it is disturbed."""
 
     def of(self, port: int) -> list[Measure]:
         """The load that needs this server."""
@@ -116,7 +116,7 @@ class Schedule:
 
     async def _take(self, peer: Peer, workers: int, measure: Measure, site: Site, turn: int, *, patient: bool) -> None:
         best: Sample | None = None
-        for tries in range(1, (TRIES if patient else 1) + 1):
+        for tries in range(1, (self.plan.tries if patient else 1) + 1):
             try:
                 values, noise = await measure.take(site)
                 sample = Sample(peer.name, workers, measure.name, turn, values, noise, tries)
