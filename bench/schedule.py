@@ -26,7 +26,7 @@ from bench.verify import WrongBytes, verify
 
 Say = Callable[[str], None]
 
-_FAILURES = (OutputError, WrongBytes, ProcessError, CulvertError, OSError)
+_FAILURES = (OutputError, WrongBytes, ProcessError, CulvertError, OSError, trio.TooSlowError)
 """What ends one peer's part and leaves the others' standing. Anything else is a fault of ours, and loud."""
 
 
@@ -120,7 +120,7 @@ class Schedule:
             try:
                 values, noise = await measure.take(site)
                 sample = Sample(peer.name, workers, measure.name, turn, values, noise, tries)
-            except OutputError as error:
+            except (OutputError, OSError) as error:
                 sample = Sample(peer.name, workers, measure.name, turn, tries=tries, fault=str(error))
             if best is None or not best.sound or (sample.sound and sample.noise.level < best.noise.level):
                 best = sample
