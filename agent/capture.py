@@ -40,8 +40,10 @@ class Capture:
         places: Iterable[str],
         inbound_port: int,
         lost: Callable[[], None] = lambda: None,
+        shares: int = 1,
     ) -> None:
         self._lost = lost
+        self._shares = shares
         self._workers = workers
         self._marks = marks
         self._left = set(places)
@@ -190,7 +192,7 @@ class Capture:
                 )
 
     async def _enter(self, place: str) -> Namespace:
-        namespace = await trio.to_thread.run_sync(Namespace, place, self._marks)
+        namespace = await trio.to_thread.run_sync(Namespace, place, self._marks, self._shares)
         self._namespaces[place] = namespace
         if self._nursery:
             self._nursery.start_soon(self._watch, namespace)
@@ -228,9 +230,13 @@ class Capture:
     # ---- listeners and errors
 
     def _hand_over(self, place: str, spot: Spot) -> None:
-        socks = self._namespaces[place].sockets.get(spot)
-        if socks and (place, spot) not in self._listeners:
-            self._listeners[place, spot] = [self._workers.listen(spot.role, spot.workload, s) for s in socks]
+        shares = self._namespaces[place].sockets.get(spot)
+        if shares and (place, spot) not in self._listeners:
+            self._listeners[place, spot] = [
+                self._workers.listen(spot.role, spot.workload, sock, slot)
+                for slot, share in enumerate(shares)
+                for sock in share
+            ]
 
     def _take_back(self, place: str, spot: Spot) -> None:
         for listener in self._listeners.pop((place, spot), ()):

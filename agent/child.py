@@ -41,18 +41,27 @@ Told = Callable[["Child", Opened | Closed | StockWanted | Notice], None]
 class Child:
     """A worker process. `run` is its life; everything else may be called at any time during it.
 
-    `number` is never used for another process, so that the ids of connections are unique on the node. `told` gets what
-    the worker says of its own accord; `progress` is called when it becomes ready or active.
+    `number` is never used for another process, so that the ids of connections are unique on the node; `slot` is that of
+    the one it replaces. `told` gets what the worker says of its own accord; `met` is called when it has become ready,
+    before anything else is said to it; `progress` when it has become ready or active.
     """
 
-    def __init__(self, number: int, told: Told, progress: Callable[[], None], command: Sequence[str] = ()) -> None:
-        self.number = number
+    def __init__(
+        self,
+        number: int,
+        slot: int,
+        told: Told,
+        met: Callable[["Child"], None],
+        progress: Callable[[], None],
+        command: Sequence[str] = (),
+    ) -> None:
+        self.number, self.slot = number, slot
         self.pid = 0
         self.ready = False
         self.active = 0
         self.draining = False
         self.last_tables: Tables | None = None
-        self._told, self._progress = told, progress
+        self._told, self._met, self._progress = told, met, progress
         self._command = tuple(command) or (sys.executable, "-m", "agent.worker")
         self._queue: deque[tuple[TO_WORKER, tuple[socket.socket, ...], bool]] = deque()
         self._news = trio.Event()
@@ -163,6 +172,7 @@ class Child:
             match message:
                 case Ready():
                     self.ready = True
+                    self._met(self)
                     self._progress()
                 case Active(revision):
                     self.active = revision

@@ -18,7 +18,7 @@ from agent.policy import Facts
 from agent.relay.leg import Leg, abort
 from agent.relay.loop import Relay
 from agent.relay.pair import Pair
-from agent.route import Refuse, here, is_loopback
+from agent.route import Refuse, clash, exactly, here, is_loopback
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
 from agent.tunnel.headers import Connect
@@ -103,14 +103,15 @@ class Inbound:
         if where[1] in NEVER_CAPTURED:
             self._answer(link, asked, entry, 503, f"port {where[1]} is one of Culvert's own")
             return
-        workload = here(snapshot, *where)
-        if isinstance(workload, Refuse):
-            self._answer(link, asked, entry, 503, workload.reason)
+        meant = exactly(snapshot, *where)
+        if len(meant) > 1:
+            self._answer(link, asked, entry, 503, clash(meant, *where).reason)
             return
         domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
-        if workload is None or workload.identity(domain) != link.local:
+        if not meant or meant[0].identity(domain) != link.local:
             self._answer(link, asked, entry, 400, f"no workload here is {link.local} at {endpoint(*where)}")
             return
+        workload = meant[0]
         entry.destination = Party(workload.title, str(link.local), endpoint(*where))
         if reason := self._denied(snapshot, entry, Facts(link.peer, caller[0], *where), workload):
             self._answer(link, asked, entry, 401, reason)
@@ -149,10 +150,11 @@ class Inbound:
             self._refuse(sock, entry, str(error))
             return
         entry.destination = Party(address=endpoint(*where))
-        found = here(snapshot, *where)
-        if workload and not isinstance(found, Workload):
-            inside = [w for w in snapshot.here.values() if w.title == workload and where[1] in w.spec.ports]
-            found = inside[0] if inside else None
+        found: Workload | Refuse | None
+        if workload:  # whatever the address: inside, each is its own
+            found = next((w for w in snapshot.here.values() if w.title == workload and where[1] in w.spec.ports), None)
+        else:
+            found = here(snapshot, *where)
         if not isinstance(found, Workload):
             self._refuse(sock, entry, found.reason if found else f"no workload here serves {endpoint(*where)}")
             return
@@ -194,10 +196,13 @@ class Inbound:
         self, snapshot: Snapshot, sock: socket.socket, address: str, port: int, entries: list[Entry], via: Workload
     ) -> None:
         """Carry a connection of `via` to a stranger, in plaintext."""
+        callee = None
         try:
-            callee = self._stocks.take(via.title, _family(address)) or dial_socket(_family(address), self.marks.agent)
+            callee = self._stocked(via, _family(address)) or dial_socket(_family(address), self.marks.agent)
             _connect(callee, address, port)
         except OSError as error:
+            if callee is not None:
+                callee.close()
             self._fail(sock, entries, f"cannot dial {endpoint(address, port)}: {error.strerror or error}")
             return
         Pair(self._relay, sock, callee, self._book, entries)
@@ -223,9 +228,7 @@ class Inbound:
     ) -> socket.socket:
         """A socket connecting to the workload, from the caller's address where the kernel lets us."""
         family = _family(where[0])
-        sock = self._stocks.take(workload.title, family)
-        if sock is None and self._stocks.needed(workload.title):
-            raise OSError(errno.EAGAIN, "no socket inside its network namespace yet")
+        sock = self._stocked(workload, family)
         # From a foreign address to loopback (or back) no route leads, so there the application sees the agent.
         keep = self.marks.spoof and _family(caller) == family and is_loopback(caller) == is_loopback(where[0])
         if sock is None:
@@ -243,6 +246,18 @@ class Inbound:
             sock.close()
             raise
         return sock
+
+    def _stocked(self, workload: Workload, family: socket.AddressFamily) -> socket.socket | None:
+        """A socket inside the workload's own network namespace, where it has one. None elsewhere, and only there: one
+        of ours would lead to other places by the same addresses."""
+        sock = self._stocks.take(workload.title, family)
+        if sock is None and self._stocks.needed(workload.title):
+            raise OSError(errno.EAGAIN, "no socket inside its network namespace yet")
+        return sock
+
+    def inside(self, workload: Workload) -> bool:
+        """Whether the workload has a network namespace of its own."""
+        return self._stocks.needed(workload.title)
 
     def _fail(self, sock: socket.socket, entries: list[Entry], reason: str) -> None:
         abort(sock)

@@ -13,16 +13,27 @@ Accepted = Callable[[str, socket.socket, tuple[str, int]], None]
 
 _BURST = 64  # connections taken from one listener in one round
 _PASSING = frozenset(
-    {errno.ECONNABORTED, errno.EAGAIN, errno.EINTR, errno.ENETDOWN, errno.EPROTO, errno.EHOSTUNREACH, errno.ENETUNREACH}
+    {
+        *(errno.ECONNABORTED, errno.EAGAIN, errno.EINTR, errno.EPERM, errno.ETIMEDOUT),
+        # What accept(2) hands on of the new connection's own network errors.
+        *(errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET),
+        *(errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH),
+    }
 )
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listeners:
-    """Accepts in the relay's rounds, level-triggered: what is left in a queue comes round again."""
+    """Accepts in the relay's rounds, level-triggered: what is left in a queue comes round again.
+
+    When descriptors or memory run out the listener rests until `resume`, and callers wait in its queue: it would be
+    ready all the time, to no end.
+    """
 
     def __init__(self, relay: Relay, accepted: dict[Role, Accepted]) -> None:
         self._relay, self._accepted = relay, accepted
         self._socks: dict[int, socket.socket] = {}
+        self._resting: dict[int, Callable[[], None]] = {}
 
     def add(self, number: int, role: Role, workload: str, sock: socket.socket) -> None:
         """Accept at `sock`, which is ours from here."""
@@ -30,11 +41,13 @@ class Listeners:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         self._socks[number] = sock
-        self._relay.register(sock.fileno(), partial(self._ready, sock, self._accepted[role], workload), ACCEPT)
+        ready = partial(self._ready, number, sock, self._accepted[role], workload)
+        self._relay.register(sock.fileno(), ready, ACCEPT)
 
     def remove(self, number: int) -> None:
         """Accept no more there."""
         sock = self._socks.pop(number, None)
+        self._resting.pop(number, None)
         if sock is not None:
             self._relay.unregister(sock.fileno())
             sock.close()
@@ -44,15 +57,24 @@ class Listeners:
         for number in list(self._socks):
             self.remove(number)
 
-    def _ready(self, sock: socket.socket, accepted: Accepted, workload: str, _mask: int) -> None:
+    def resume(self) -> None:
+        """Try again where descriptors or memory had run out; to be called now and then."""
+        resting, self._resting = self._resting, {}
+        for register in resting.values():
+            register()
+
+    def _ready(self, number: int, sock: socket.socket, accepted: Accepted, workload: str, _mask: int) -> None:
         for _ in range(_BURST):
             try:
                 connection, peer = sock.accept()
             except OSError as error:
                 if error.errno in _PASSING:
                     return
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    return  # the caller waits in the queue until something is closed
+                if error.errno in _SHORT:
+                    fd, ready = sock.fileno(), partial(self._ready, number, sock, accepted, workload)
+                    self._relay.unregister(fd)
+                    self._resting[number] = partial(self._relay.register, fd, ready, ACCEPT)
+                    return
                 raise
             connection.setblocking(False)
             accepted(workload, connection, peer)

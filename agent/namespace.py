@@ -55,14 +55,18 @@ def standing(place: str) -> Standing | None:
 class Namespace:
     """The namespace at `place`. Blocking; calls come one at a time, from any thread. `close` closes everything.
 
+    `sockets` has, for each spot, one list a worker: each worker accepts at sockets of its own, over which the kernel
+    spreads the connections.
+
     Opening raises OSError or NamespaceError, everything else CaptureError or OSError.
     """
 
-    def __init__(self, place: str, marks: Marks) -> None:
+    def __init__(self, place: str, marks: Marks, workers: int = 1) -> None:
         self.place = place
         self.marks = marks
         self.standing = standing(place)
-        self.sockets: dict[Spot, list[socket.socket]] = {}
+        self.sockets: dict[Spot, list[list[socket.socket]]] = {}
+        self._workers = workers
         self.applied: Desired | None = None
         self.known = False
         """Whether the kernel holds `applied`: not before the first apply or remove, nor after one that failed."""
@@ -85,22 +89,23 @@ class Namespace:
                     problems.append(f"{who}: {error.strerror or error}")
         return problems
 
-    def _listen(self, spot: Spot) -> list[socket.socket]:
+    def _listen(self, spot: Spot) -> list[list[socket.socket]]:
         # Captured on the way out, a connection comes from this very place; the others come from anywhere.
         pair = ((_V4, "127.0.0.1"), (_V6, "::1")) if spot.role is Role.OUTBOUND else ((_V4, "0.0.0.0"), (_V6, "::"))
+        shared = self._workers > 1
 
-        def both() -> list[socket.socket]:
-            made: list[socket.socket] = []
+        def both() -> list[list[socket.socket]]:
+            made: list[list[socket.socket]] = [[] for _ in range(self._workers)]
             try:
-                for family, address in pair:
-                    try:
-                        made.append(listener(family, address, spot.port, self.marks.agent))
-                    except OSError as error:
-                        if family is _V4 or error.errno not in _NO_IPV6:
-                            raise
+                for share in made:
+                    for family, address in pair:
+                        try:
+                            share.append(listener(family, address, spot.port, self.marks.agent, shared=shared))
+                        except OSError as error:
+                            if family is _V4 or error.errno not in _NO_IPV6:
+                                raise
             except BaseException:
-                for sock in made:
-                    sock.close()
+                _close(made)
                 raise
             return made
 
@@ -108,8 +113,7 @@ class Namespace:
 
     def shut(self, spot: Spot) -> None:
         """Listen there no more; what is queued is reset."""
-        for sock in self.sockets.pop(spot, ()):
-            sock.close()
+        _close(self.sockets.pop(spot, ()))
 
     def apply(self, desired: Desired, afresh: bool = False) -> None:
         """Put the table into the kernel."""
@@ -136,6 +140,12 @@ class Namespace:
             self.shut(spot)
         self.watch.close()
         self._kernel.close()
+
+
+def _close(shares: Iterable[Iterable[socket.socket]]) -> None:
+    for share in shares:
+        for sock in share:
+            sock.close()
 
 
 def remove_table(place: str, marks: Marks) -> None:

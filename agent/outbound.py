@@ -84,7 +84,8 @@ class Outbound:
         if source is None or identity is None:
             self._refuse(sock, entry, f"{workload} is no longer enrolled here")
             return
-        match route(snapshot, address, port):
+        inside = source if self._inbound.inside(source) else None
+        match route(snapshot, address, port, ours=_ours, inside=inside):
             case Refuse(reason):
                 self._refuse(sock, entry, reason)
             case Direct():
@@ -108,3 +109,13 @@ class Outbound:
     def _refuse(self, sock: socket.socket, entry: Entry, reason: str) -> None:
         abort(sock)
         self._book.close(entry, Verdict.REFUSED, reason)
+
+
+def _ours(address: str) -> bool:
+    """Whether this machine has the address: only then can a socket be bound to it."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

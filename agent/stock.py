@@ -28,7 +28,8 @@ class Stocks:
         for shelf in [s for s in self._shelves if s[0] not in self._names]:
             for sock in self._shelves.pop(shelf):
                 sock.close()
-            self._ordered.pop(shelf, None)
+        # Nothing comes of what was ordered for those that are gone: should they come back, it is ordered anew.
+        self._ordered = {s: count for s, count in self._ordered.items() if s[0] in self._names}
         for name in workloads:
             for family in (socket.AF_INET, socket.AF_INET6):
                 self._order((name, family))

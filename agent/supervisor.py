@@ -95,7 +95,9 @@ class Supervisor:
         self.own.schedule.hold(node_leaf)
         self.renewal = Renewal(self._sign, self._signed, self._failed, time.time, rng)
         left = self.state.ports().namespaces.values()
-        self.capture = Capture(self.workers, marks, left, base.inbound_port, lambda: self.activation.poke())
+        self.capture = Capture(
+            self.workers, marks, left, base.inbound_port, lambda: self.activation.poke(), settings.worker_count
+        )
         self.activation = Activation(
             view,
             self.state,

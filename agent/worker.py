@@ -198,6 +198,7 @@ class Worker:
             await trio.sleep(1)
             now = time.monotonic()
             self.book.expire(_OPENING)
+            self.listeners.resume()
             for link in self.links:
                 link.core.tick()
                 silent = now - link.heard

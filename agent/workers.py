@@ -1,8 +1,9 @@
 """All workers of a node: started, given the same, replaced when they die.
 
-What a worker is to know is kept here whole, and each new one gets it in this order: Configure, Roots, Identities, the
-view, Namespaced, Listen. So it accepts nothing before it can judge and speak. The listening sockets stay open here
-while a worker is replaced: connections queue in them instead of being refused.
+What a worker is to know is kept here whole, and each new one gets it in this order: Configure; then, once it says that
+it is ready, Roots, Identities, the view, Namespaced, Listen. So it accepts nothing before it can judge and speak, and
+nothing by a view that grew old while it started: connections wait in the queues of its sockets for that long. The
+listening sockets stay open here while a worker is replaced: connections queue in them instead of being refused.
 """
 
 import errno
@@ -55,12 +56,13 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket that workers accept from; whoever opened it closes it, after `unlisten`."""
+    """A listening socket that the worker of `slot` accepts from; whoever opened it closes it, after `unlisten`."""
 
     number: int
     role: Role
     workload: str
     sock: socket.socket
+    slot: int
 
 
 class Workers:
@@ -133,11 +135,13 @@ class Workers:
         self._say(Namespaced(sorted(self._namespaced.keys() - {workload})))
         self._say(Namespaced(sorted(self._namespaced)))
 
-    def listen(self, role: Role, workload: str, sock: socket.socket) -> Listener:
-        """Accept at `sock`, which stays the caller's to close after `unlisten`."""
-        listener = Listener(next(self._numbers), role, workload, sock)
+    def listen(self, role: Role, workload: str, sock: socket.socket, slot: int = 0) -> Listener:
+        """Have the worker of `slot` accept at `sock`, which stays the caller's to close after `unlisten`."""
+        listener = Listener(next(self._numbers), role, workload, sock, slot)
         self._listeners[listener.number] = listener
-        self._say(Listen(listener.number, role, workload), [sock])
+        for child in self._fed():
+            if child.slot == slot:
+                child.say(Listen(listener.number, role, workload), [sock])
         return listener
 
     def unlisten(self, listener: Listener) -> None:
@@ -145,9 +149,13 @@ class Workers:
         if self._listeners.pop(listener.number, None):
             self._say(Unlisten(listener.number))
 
-    def _say(self, message: TO_WORKER, socks: Sequence[socket.socket] = ()) -> None:
-        for child in self._live.values():
-            child.say(message, socks)
+    def _say(self, message: TO_WORKER) -> None:
+        for child in self._fed():
+            child.say(message)
+
+    def _fed(self) -> list[Child]:
+        """Those that know what there was to know when they became ready: what changes since then is said to them."""
+        return [child for child in self._live.values() if child.ready]
 
     # ---- how they are
 
@@ -210,9 +218,9 @@ class Workers:
         pause = 0.0
         while not self._stops():
             started = trio.current_time()
-            child = Child(next(self._children), self._heard, self._move, self._command)
+            child = Child(next(self._children), slot, self._heard, self._hand_over, self._move, self._command)
             self._live[child.number] = child
-            self._hand_over(child)
+            child.say(self._configure(child))
             try:
                 how = await child.run()
             finally:
@@ -239,7 +247,8 @@ class Workers:
         return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid)
 
     def _hand_over(self, child: Child) -> None:
-        child.say(self._configure(child))
+        if child.draining:
+            return
         child.say(Roots(self._roots))
         for leaf in self._leaves.values():
             child.say(Identity(leaf.uri, leaf.chain, leaf.key))
@@ -247,7 +256,8 @@ class Workers:
             child.say(view)
         child.say(Namespaced(sorted(self._namespaced)))
         for listener in self._listeners.values():
-            child.say(Listen(listener.number, listener.role, listener.workload), [listener.sock])
+            if listener.slot == child.slot:
+                child.say(Listen(listener.number, listener.role, listener.workload), [listener.sock])
 
     def _move(self) -> None:
         self._moved.set()

@@ -99,11 +99,11 @@ def iperf(flows: int, seconds: float) -> Measure:
     return Measure(f"iperf{flows}", BULK, load, ("cpu_gb", "bytes", 1e9))
 
 
-def steady(connections: int, seconds: float) -> Measure:
-    """Requests at a fixed rate."""
+def steady(connections: int, seconds: float, rate: int = OPEN_LOOP_RATE) -> Measure:
+    """Requests at a fixed rate; one that is not answered within two seconds after the last was due counts as lost."""
 
     async def load(site: Site) -> Values:
-        line = command(open_loop, site.host, site.port, OPEN_LOOP_RATE, connections, seconds)
+        line = command(open_loop, site.host, site.port, rate, connections, seconds)
         return read_numbers(await _output(site, line, seconds + 20))
 
     return Measure(f"steady{connections}", HTTP, load, ("cpu_1k", "requests", 1e3))

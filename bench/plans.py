@@ -33,7 +33,7 @@ def quick_peers() -> list[Peer]:
 
 def sized_peers(sizes: tuple[int, ...] = SIZES) -> list[Peer]:
     """Culvert with meshes of several sizes."""
-    return [Culvert(f"{size:,} workloads", size) for size in sizes]
+    return [Culvert(f"culvert-{size}", size) for size in sizes]
 
 
 def quick() -> Plan:

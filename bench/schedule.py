@@ -144,6 +144,7 @@ class Schedule:
         finally:
             with trio.CancelScope(shield=True):
                 await peer.stop()
+                self._remember(peer)
                 await rig.close()
 
     def _remember(self, peer: Peer) -> None:

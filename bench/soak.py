@@ -4,7 +4,9 @@ Kept and new connections, bulk, a fixed rate, idle ones that come and go, and cl
 once through Culvert. Both agents are looked at all the while, and once more when everything has closed.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import trio
 
@@ -17,7 +19,7 @@ from bench.measures import Site
 from bench.output import OutputError, Values, read_numbers
 from bench.peers.culvert import Culvert
 from bench.programs import churn, command
-from bench.rig import BULK, HTTP, Rig, build
+from bench.rig import BULK, HTTP, Node, Rig, build
 from bench.servers import start_servers
 from bench.verify import verify
 
@@ -27,6 +29,8 @@ READINGS = 120
 """How many a run takes, of each node, if that is not more than one a second."""
 CHURN = 100
 """Short connections a second. With ab's they stay below what TIME_WAIT lets one client open to one server."""
+RATE = 100
+"""Requests a second that must all be answered, however the other loads fill the machine."""
 
 Say = Callable[[str], None]
 
@@ -38,7 +42,8 @@ async def soak(lab: Lab, seconds: float, say: Say) -> list[str]:
     await culvert.start(rig, 1)
     http, bulk = await culvert.aim(HTTP), await culvert.aim(BULK)
     await verify(http, rig.blob)
-    before = await at_rest(culvert, rig)
+    watch = Watch(culvert, rig)
+    before = await watch.at_rest()
     readings = list(before)
     for reading in before:
         say(_shown(reading))
@@ -61,13 +66,15 @@ async def soak(lab: Lab, seconds: float, say: Say) -> list[str]:
         end = trio.current_time() + seconds
         while trio.current_time() < end:
             await trio.sleep(max(1.0, seconds / READINGS))
-            for reading in await look(culvert, rig):
+            for reading in await watch.look():
                 readings.append(reading)
                 say(_shown(reading))
         nursery.cancel_scope.cancel()
-    after = await at_rest(culvert, rig)
+    after = await watch.at_rest()
     for reading in after:
         say(f"{_shown(reading)}, at rest")
+    for reason, count in watch.reasons.most_common(12):
+        say(f"{count:6} x {reason}")
     return faults + grown(readings[len(before) :]) + left_over(before, after)
 
 
@@ -80,42 +87,53 @@ def _loads(http: Site, bulk: Site) -> list[tuple[str, Callable[[], Awaitable[Val
 
     return [
         ("kept connections", lambda: measures.wrk(16, PIECE).load(http), 0.0),
-        ("new connections", lambda: measures.ab(500, 8).load(http), 4.0),
+        ("new connections", lambda: measures.ab(500, 8).load(http), 0.5),
         ("short connections", short, 0.0),
-        ("fixed rate", lambda: measures.steady(8, PIECE).load(http), 0.0),
+        ("fixed rate", lambda: measures.steady(8, PIECE, RATE).load(http), 0.0),
         ("bulk", lambda: measures.iperf(2, PIECE / 2).load(bulk), PIECE),
         ("idle connections", lambda: measures.idle(300).load(http), PIECE / 2),
     ]
 
 
-async def at_rest(culvert: Culvert, rig: Rig, patience: float = 15.0) -> list[Reading]:
-    """What both agents hold once no connection is open, or after `patience` seconds."""
-    deadline = trio.current_time() + patience
-    while True:
-        readings = await look(culvert, rig)
-        if trio.current_time() > deadline or not any(r.connections or r.streams for r in readings):
-            return readings
-        await trio.sleep(0.5)
+@dataclass(slots=True)
+class Watch:
+    """Looks at both agents, and remembers why connections ended otherwise than by their two ends."""
 
+    culvert: Culvert
+    rig: Rig
+    seen: set[str] = field(default_factory=set)
+    reasons: Counter[str] = field(default_factory=Counter)
 
-async def look(culvert: Culvert, rig: Rig) -> list[Reading]:
-    """What both agents hold now."""
-    readings = []
-    for side in (rig.a, rig.b):
-        connections = await culvert.ask(side, "connections", ConnectionsAnswer)
-        tunnels = await culvert.ask(side, "tunnels", TunnelsAnswer)
-        readings.append(
-            Reading(
-                side.name,
-                trio.current_time(),
-                side.account.memory().pss,
-                side.account.descriptors(),
-                len(connections.live),
-                len(tunnels.rows),
-                sum(tunnel.streams for tunnel in tunnels.rows),
-            )
+    async def at_rest(self, patience: float = 15.0) -> list[Reading]:
+        """What both agents hold once no connection is open, or after `patience` seconds."""
+        deadline = trio.current_time() + patience
+        while True:
+            readings = await self.look()
+            if trio.current_time() > deadline or not any(r.connections or r.streams for r in readings):
+                return readings
+            await trio.sleep(0.5)
+
+    async def look(self) -> list[Reading]:
+        """What both agents hold now."""
+        return [await self._read(side) for side in (self.rig.a, self.rig.b)]
+
+    async def _read(self, side: Node) -> Reading:
+        connections = await self.culvert.ask(side, "connections", ConnectionsAnswer)
+        tunnels = await self.culvert.ask(side, "tunnels", TunnelsAnswer)
+        for connection in connections.closed:
+            if (key := f"{side.name} {connection.id}") not in self.seen:
+                self.seen.add(key)
+                if connection.reason:
+                    self.reasons[f"{side.name}: {connection.verdict.value}: {connection.reason}"] += 1
+        return Reading(
+            side.name,
+            trio.current_time(),
+            side.account.memory().pss,
+            side.account.descriptors(),
+            len(connections.live),
+            len(tunnels.rows),
+            sum(tunnel.streams for tunnel in tunnels.rows),
         )
-    return readings
 
 
 def _shown(reading: Reading) -> str:

@@ -7,6 +7,9 @@ from bench.judging import Figure, Results
 from bench.rows import COST, QUICK, SCALE, SPEED, STEADY, STEADY_COST, Row
 from bench.samples import Record
 
+COST_TITLE = "Cost, both ends of a peer together; memory is PSS of all its processes."
+STEADY_TITLE = "Latency added over `direct` at a fixed 1,000 requests/s of 1 KB, counted from when each was due."
+
 BASE, US, WIRE = "envoy-hbone", "culvert", "direct"
 BEGIN, END = "<!-- bench:begin, written by `make bench` -->", "<!-- bench:end -->"
 
@@ -33,21 +36,24 @@ def section(main: Record, scale: Record | None = None) -> str:
     results = Results(main.samples)
     measured = {s.peer for s in main.samples}
     peers = [name for name in main.versions if name in measured]
+    carriers = [name for name in peers if name != WIRE]
     for workers in sorted({s.workers for s in main.samples}):
         word = "one worker each" if workers == 1 else f"{workers} workers each"
         parts += [
             f"### {word[0].upper()}{word[1:]}",
             _ratios(results, workers),
             _table(results, peers, workers, SPEED),
-            "Cost, both ends of a peer together; memory is PSS of all its processes.",
-            _table(results, [p for p in peers if p != WIRE], workers, COST),
-            "Latency added over `direct` at a fixed 1,000 requests/s of 1 KB, counted from when each was due.",
-            _table(results, [p for p in peers if p != WIRE], workers, STEADY, added=True),
-            _table(results, [p for p in peers if p != WIRE], workers, STEADY_COST),
+            _titled(COST_TITLE, _table(results, carriers, workers, COST)),
+            _titled(STEADY_TITLE, _table(results, carriers, workers, STEADY, added=True)),
+            _table(results, carriers, workers, STEADY_COST),
         ]
     if scale and scale.samples:
         names = list(dict.fromkeys(s.peer for s in scale.samples))
-        parts += ["### Against the size of the mesh", _table(Results(scale.samples), names, 1, SCALE)]
+        parts += [
+            "### Against the size of the mesh",
+            "`culvert-N` has N more workloads in its registry, all enrolled, elsewhere and silent.",
+            _table(Results(scale.samples), names, 1, SCALE),
+        ]
     parts += [_troubles([main, scale] if scale else [main])]
     return "\n\n".join(part for part in parts if part)
 
@@ -60,6 +66,10 @@ def _about(record: Record) -> str:
         "peer share its cores, so throughput is that of the machine. Each cell is the median of undisturbed "
         "measurements and, in brackets, their spread, (max - min) / median."
     )
+
+
+def _titled(title: str, table: str) -> str:
+    return f"{title}\n\n{table}" if table else ""
 
 
 def _ratios(results: Results, workers: int) -> str:

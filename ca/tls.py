@@ -10,6 +10,7 @@ long-lived, and a resumed session would skip the certificate.
 
 import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from cryptography import x509
@@ -110,7 +111,7 @@ _FAULTS: dict[int, str] = {
 """What OpenSSL's verification errors (X509_V_ERR_...) mean to an operator."""
 
 
-def _judge(_connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
+def _judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
     """Leave the verdict to OpenSSL, but say what it found: by itself it only says `certificate verify failed`."""
     if ok:
         return True
@@ -118,7 +119,9 @@ def _judge(_connection: SSL.Connection, cert: crypto.X509, fault: int, depth: in
     times = {"begin": f"{seen.not_valid_before_utc:%F %H:%M} UTC", "end": f"{seen.not_valid_after_utc:%F %H:%M} UTC"}
     said = _FAULTS.get(fault, f"is not acceptable (X.509 verification error {fault})").format(**times)
     whose = "an issuer of the peer's certificate" if depth and fault in (9, 10) else "the peer's certificate"
-    raise TlsError(f"{whose} {said}")
+    # Not raised: pyOpenSSL would keep the error with the context this connection began with, and give it to the next.
+    connection.get_app_data().fault = f"{whose} {said}"
+    return False
 
 
 def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
@@ -128,7 +131,7 @@ def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
 
     def choose(connection: SSL.Connection) -> None:
         asked = connection.get_servername()
-        chosen = names(asked.decode("ascii", "replace") if asked else None, connection.get_app_data())
+        chosen = names(asked.decode("ascii", "replace") if asked else None, connection.get_app_data().tag)
         connection.set_context(chosen or nobody)
 
     ctx.set_tlsext_servername_callback(choose)
@@ -154,6 +157,14 @@ class Memory:
         self.view = memoryview(_ffi.buffer(self._pointer))
 
 
+@dataclass(slots=True)
+class _Handshake:
+    """What pyOpenSSL's callbacks share with a Machine."""
+
+    tag: object
+    fault: str = ""
+
+
 class Machine:
     """One TLS connection. `tag` is handed to the ServerNames callback.
 
@@ -162,12 +173,12 @@ class Machine:
     A dead machine stays dead: every call raises the TlsError again.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_handshake")
 
     def __init__(self, ctx: SSL.Context, *, server: bool, server_name: str | None = None, tag: object = None) -> None:
         self._connection = SSL.Connection(ctx)
-        if tag is not None:
-            self._connection.set_app_data(tag)
+        self._handshake = _Handshake(tag)
+        self._connection.set_app_data(self._handshake)
         if server:
             self._connection.set_accept_state()
         else:
@@ -193,7 +204,7 @@ class Machine:
         except SSL.WantReadError:
             return False
         except SSL.Error as error:
-            raise _translated(error) from error
+            raise TlsError(self._handshake.fault) if self._handshake.fault else _translated(error) from error
         return True
 
     def write(self, plaintext: bytes | bytearray | memoryview) -> None:

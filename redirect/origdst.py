@@ -52,13 +52,17 @@ def listener(
     mark: int = 0,
     backlog: int = 4096,
     transparent: bool = False,
+    shared: bool = False,
 ) -> socket.socket:
     """A listening socket. `mark` other than 0 is put on it: the guard chain lets captured connections reach no other.
 
-    Accepted sockets inherit the mark, so that answers pass as the agent's own. IPv6 listeners take IPv6 only.
+    Accepted sockets inherit the mark, so that answers pass as the agent's own. IPv6 listeners take IPv6 only. Several
+    `shared` ones may have the same address and port: the kernel spreads connections evenly over them.
     """
     with _opened(family, f"cannot listen on {address} port {port}") as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if mark:

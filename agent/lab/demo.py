@@ -6,6 +6,7 @@ reader sees is an assertion here: a demo that cannot fail proves nothing.
 """
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ class Demo:
             sent, clear, tunnelled = await self.traffic()
             self.summary.plaintext_bytes_before = clear
             step.result = f"{sent}; on the wire anybody reads {clear:,} bytes of it"
+            step.strong = True
             expect(clear >= self.payload, f"the sniffer saw only {clear} of {self.payload} bytes of payload in clear")
             expect(tunnelled == 0, f"{tunnelled} bytes went through a tunnel before enrolment")
 
@@ -101,6 +103,7 @@ class Demo:
             sent, clear, tunnelled = await self.traffic()
             self.summary.plaintext_bytes_after, self.summary.tls_bytes_after = clear, tunnelled
             step.result = f"{sent}; readable: {clear:,} bytes; TLS on port 15008: {tunnelled:,} bytes"
+            step.strong = True
             expect(clear == 0, f"{clear} bytes of payload were on the wire in clear after enrolment")
             expect(tunnelled >= self.payload, f"only {tunnelled} bytes of TLS for {self.payload} bytes of payload")
 
@@ -134,6 +137,10 @@ class Demo:
             self.summary.survived_centre_loss = True
             step.result = f"its process is killed; traffic goes on, {ok} of {ok} answers right"
             expect(all(program.running for program in self._programs), "a server was restarted")
+        with self.voice.step("centre back") as step:
+            await self.scene.mesh.start_centre()
+            await self.scene.mesh.settled()
+            step.result = "started again; both nodes have found it and report what they act on"
 
     @property
     def payload(self) -> int:
@@ -216,6 +223,8 @@ async def main(keep: bool, as_json: bool) -> int:
                     print(json.dumps(asdict(summary)), flush=True)
             except* (DisproofError, CulvertError, ProcessError) as group:
                 _explain(voice, lab, group)
+            except* BrokenPipeError:  # nobody reads any more
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         nursery.cancel_scope.cancel()
     return status
 

@@ -55,9 +55,11 @@ def mesh_yaml(mode: str) -> str:
 
 async def tables(voice: Voice, scene: Scene) -> None:
     """The tables of the command line, as on the machine db-1."""
+    voice.say()
+    voice.say("What the machine db-1 says of itself:")
     node = scene.mesh.nodes["db-1"]
-    for topic in ("workloads", "tunnels", "connections", "certificates", "status"):
-        voice.table(f"culvert {topic}", await scene.mesh.on(node, topic))
+    for words in (["workloads"], ["tunnels"], ["connections", "--last", "13"], ["certificates"], ["status"]):
+        voice.table(f"culvert {' '.join(words)}", await scene.mesh.on(node, *words))
 
 
 def write_doorway(scene: Scene) -> None:
@@ -97,7 +99,7 @@ def invite(voice: Voice, scene: Scene, outside: int) -> None:
         "at web-1 culvert tunnels",
         f"at {scene.callers[0].workload} curl -s {scene.url} | wc -c",
         "at centre culvert get workloads",
-        "at web-1 nft list table inet culvert",
+        "at web-1 culvert capture plan",
     ):
         voice.say(f"  {line}")
     voice.say("Ctrl-C here ends everything and leaves nothing behind.")

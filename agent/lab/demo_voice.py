@@ -14,10 +14,11 @@ _TITLE, _RESULT = 11, 56
 
 
 class Step:
-    """A step under way; `result` is what its line will say at the end."""
+    """A step under way; `result` is what its line will say at the end, `strong` that it is what matters."""
 
     def __init__(self) -> None:
         self.result = ""
+        self.strong = False
 
 
 class Voice:
@@ -49,9 +50,10 @@ class Voice:
             seconds = f"{trio.current_time() - self._begin:5.1f} s"
             first, *rest = textwrap.wrap(step.result, _RESULT) or [""]
             tick = click.style(mark, fg=colour)
-            self.say(f"  {tick} {title:<{_TITLE}} {first:<{_RESULT}} {click.style(seconds, dim=True)}")
+            said = click.style(f"{first:<{_RESULT}}", bold=step.strong)
+            self.say(f"  {tick} {title:<{_TITLE}} {said} {click.style(seconds, dim=True)}")
             for more in rest:
-                self.say(f"    {'':<{_TITLE}} {more}")
+                self.say(f"    {'':<{_TITLE}} {click.style(more, bold=step.strong)}")
 
     def table(self, command: str, text: str) -> None:
         """A command as it would be typed, and what it printed."""

@@ -4,6 +4,8 @@
 run left behind (SIGKILL leaves us no last word) is removed by the next one: see `orphans`.
 """
 
+import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -20,12 +22,13 @@ from agent.lab.place import Place, create_cgroup, remove_cgroup
 from agent.lab.process import Process
 from agent.lab.topology import Topology
 
-_count = 0
+_counter = itertools.count(1)
 
 
 @dataclass(slots=True)
 class Lab:
-    """A topology, a directory every uid can reach, and the processes started so far."""
+    """A topology, a directory that every uid can reach, and the processes started so far. The directory's name is
+    unique on the machine, and also that of the cgroup which all others are in."""
 
     directory: Path
     topology: Topology
@@ -49,9 +52,7 @@ class Lab:
         parent = self.directory.name
         path = f"{parent}/{name}"
         create_cgroup(path)
-        if parent not in self.cgroups:
-            self.cgroups.append(parent)
-        self.cgroups.append(path)
+        self.cgroups += [path] if parent in self.cgroups else [parent, path]
         return path
 
     async def close(self) -> None:
@@ -86,18 +87,24 @@ def make_lab() -> Lab:
 
     The caller awaits `close`, in whatever event loop it has then.
     """
-    global _count
-    _count += 1
     inside = world.owner()
     if inside is None:
         remove_orphans()
-    stem = f"{orphans.STEM}{inside or os.getpid()}-"
-    directory = Path(tempfile.mkdtemp(prefix=stem, dir="/run" if inside else None))
-    directory.chmod(0o755)  # programs under other uids look in here
-    lab = Lab(directory, Topology("" if inside else f"cv{os.getpid()}x{_count}-"))
+    directory = _directory("/run" if inside else tempfile.gettempdir(), inside or os.getpid())
+    lab = Lab(directory, Topology("" if inside else f"{directory.name}-"))
     try:
         lab.topology.build()
     except BaseException:
         lab.remove()
         raise
     return lab
+
+
+def _directory(parent: str, owner: int) -> Path:
+    """A new directory; its name is one that no lab of ours has had."""
+    while True:
+        directory = Path(parent, orphans.name(owner, next(_counter)))
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o755)
+            directory.chmod(0o755)  # whatever our umask: programs under other uids look in here
+            return directory

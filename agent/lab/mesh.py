@@ -20,6 +20,8 @@ from agent.lab.place import Place
 from agent.lab.process import Process, eventually
 from agent.lab.programs import Ran
 from agent.lab.topology import Machine
+from ca.client import Client
+from ca.contract import Status
 
 TRUST_DOMAIN = "demo.example"
 WORKER_UID = 64990
@@ -46,11 +48,12 @@ class Node:
     def env(self) -> dict[str, str]:
         """The settings of this machine's agent, as its commands find them."""
         worker = WORKER_UID if world.privilege() is world.Privilege.ROOT else 0
-        return _python_path() | {
+        return _surroundings() | {
             "CULVERT_AGENT_STATE_DIR": str(self.directory / "state"),
             "CULVERT_AGENT_RUN_DIR": str(self.directory / "run"),
             "CULVERT_AGENT_ADDRESS": self.machine.address,
             "CULVERT_AGENT_WORKER_USER": str(worker),
+            "CULVERT_AGENT_WORKERS": "1",
             "CULVERT_AGENT_ACCESS_LOG": str(self.directory / "access.log"),
             "CULVERT_AGENT_DRAIN": "1s",
             **self.settings,
@@ -59,7 +62,9 @@ class Node:
 
 @dataclass(slots=True)
 class RunningMesh:
-    """A mesh in a lab: `centre` is the machine its centre runs on. Everything ends with the lab."""
+    """A mesh in a lab: `centre` is the machine its centre runs on. Everything ends with the lab.
+
+    `settings` are those of the centre, `agents` those that every node begins with."""
 
     lab: Lab
     centre: Machine
@@ -67,11 +72,12 @@ class RunningMesh:
     process: Process | None = None
     nodes: dict[str, Node] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    agents: dict[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
         """Settings for the centre and for operators."""
-        return _python_path() | {"CULVERT_CENTRAL_DIR": str(self.directory), **self.settings}
+        return _surroundings() | {"CULVERT_CENTRAL_DIR": str(self.directory), **self.settings}
 
     async def found(self, trust_domain: str = TRUST_DOMAIN) -> None:
         """Make the mesh and start its centre."""
@@ -90,7 +96,7 @@ class RunningMesh:
         """A node that has not joined yet, and the token that lets it."""
         directory = self.lab.directory / name
         directory.mkdir(mode=0o755)
-        node = self.nodes[name] = Node(name, machine, directory)
+        node = self.nodes[name] = Node(name, machine, directory, settings=dict(self.agents))
         token = await self.operator("central", "token", "create", "--node", name, "--ttl", ttl)
         return node, token.strip()
 
@@ -143,23 +149,22 @@ class RunningMesh:
         await self.operator("label", "workload", workload, *labels)
         await self.settled()
 
-    async def status(self) -> Any:
-        """What the centre says of itself and its nodes."""
-        return json.loads(await self.operator("central", "status", "-o", "json"))
+    async def status(self) -> Status:
+        """What the centre says of itself and its nodes, asked at its own machine's socket: no process is started."""
+        return await Client.at_socket(self.directory / "central.sock").status()
 
     async def settled(self, seconds: float = 10.0) -> None:
         """Wait until every running agent acts on the newest revision."""
-        state: Any = None
         deadline = trio.current_time() + seconds
-        while trio.current_time() < deadline:
+        while True:
             state = await self.status()
-            if all(
-                node["active"] == state["revision"]
-                for node in state["nodes"]
-                if (ours := self.nodes.get(node["name"])) and ours.process and ours.process.running
-            ):
+            running = {n.name for n in self.nodes.values() if n.process and n.process.running}
+            late = [n for n in state.nodes if n.name in running and not (n.connected and n.active == state.revision)]
+            if not late:
                 return
-        raise CulvertError(f"not every agent acts on revision {state['revision']} after {seconds:g} s: {state}")
+            if trio.current_time() > deadline:
+                raise CulvertError(f"revision {state.revision} is not active after {seconds:g} s on {late}")
+            await trio.sleep(0.02)
 
     async def gone(self, node: Node) -> bool:
         """Whether the node's agent ends by itself soon."""
@@ -174,11 +179,11 @@ def make_mesh(lab: Lab, centre: Machine) -> RunningMesh:
     return RunningMesh(lab, centre, directory)
 
 
-def _python_path() -> dict[str, str]:
-    """So that `python -m agent.cli` finds this very source tree, installed or not."""
+def _surroundings() -> dict[str, str]:
+    """So that `python -m agent.cli` finds this very source tree, installed or not, and its tables fit a page."""
     root = str(Path(agent.__file__).parents[1])
     rest = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": f"{root}:{rest}" if rest else root}
+    return {"PYTHONPATH": f"{root}:{rest}" if rest else root, "COLUMNS": "80"}
 
 
 def _text(arguments: Sequence[str], ran: Ran) -> str:

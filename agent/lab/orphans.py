@@ -9,30 +9,30 @@ from agent.lab.namespace import DIRECTORY, Namespace
 from agent.lab.place import remove_cgroup
 from redirect.cgroup import mount_point
 
-STEM = "culvert-lab-"
-"""Directories and cgroups are called STEM, then the owner's process id, then what makes them unique."""
+_NAMED = re.compile(r"cv(\d+)x\d+(-.*)?")
+
+
+def name(owner: int, count: int) -> str:
+    """What everything of a lab is called, or begins with."""
+    return f"cv{owner}x{count}"
 
 
 def remove_orphans(of: int | None = None) -> None:
     """Remove what belongs to no living process; with `of`, what belonged to that one, whose labs are closed."""
-    if DIRECTORY.is_dir():
-        for path in DIRECTORY.iterdir():
-            if _orphan(r"cv(\d+)x\d+-.*", path.name, of):
-                Namespace(path.name).remove()
-    for path in Path(tempfile.gettempdir()).glob(f"{STEM}*"):
-        if _orphan(rf"{STEM}(\d+)-.*", path.name, of):
-            shutil.rmtree(path, ignore_errors=True)
-    mount = mount_point()
-    if mount is None:
-        return
-    for path in Path(mount).glob(f"{STEM}*"):
-        if _orphan(rf"{STEM}(\d+)-.*", path.name, of):
+    for path in _orphans(DIRECTORY, of):
+        Namespace(path.name).remove()
+    for path in _orphans(Path(tempfile.gettempdir()), of):
+        shutil.rmtree(path, ignore_errors=True)
+    if mount := mount_point():
+        for path in _orphans(Path(mount), of):
             for directory in sorted(path.glob("**"), reverse=True):
                 remove_cgroup(str(directory.relative_to(mount)))
 
 
-def _orphan(pattern: str, name: str, of: int | None) -> bool:
-    owner = re.fullmatch(pattern, name)
-    if owner is None:
-        return False
-    return int(owner[1]) == of if of is not None else not Path("/proc", owner[1]).exists()
+def _orphans(directory: Path, of: int | None) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    named = [(path, found) for path in directory.iterdir() if (found := _NAMED.fullmatch(path.name))]
+    if of is not None:
+        return [path for path, found in named if int(found[1]) == of]
+    return [path for path, found in named if not Path("/proc", found[1]).exists()]

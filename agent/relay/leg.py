@@ -2,7 +2,9 @@
 
 On the source's node the socket was captured; on the destination's it is being connected to the workload. Half-closes
 travel both ways for themselves: EOF from the application becomes END_STREAM, END_STREAM becomes shutdown(SHUT_WR) after
-the last byte. A reset stays a reset: RST_STREAM becomes a TCP reset and the other way round, never a clean end.
+the last byte. A reset stays a reset: RST_STREAM becomes a TCP reset and the other way round, never a clean end. The one
+exception is NO_ERROR after END_STREAM, by which a peer that cannot half-close says that it is done: the application
+gets every byte, then its end (docs/decisions/0013-wire-frozen.md).
 
 The leg owns its socket, and closes it when both halves are done, or at once on a reset. What the application does not
 take is kept in `_pending`, at most the stream's window, since the peer gets credit only for what was delivered.
@@ -35,6 +37,9 @@ while the application fills it."""
 _PIECES = 64  # pieces per gathered write; well below IOV_MAX
 _SMALL = 2**12  # bytes up to which pieces that are kept are joined
 _RESET = struct.pack("ii", 1, 0)
+RESET = frames.INTERNAL_ERROR
+"""The code of our RST_STREAM for a connection that was reset. RFC 9113 has CONNECT_ERROR for it, which Envoy makes a
+clean end of, as it does of PROTOCOL_ERROR; others do so of NO_ERROR and CANCEL."""
 
 
 def abort(sock: socket.socket) -> None:
@@ -153,7 +158,7 @@ class Leg:
 
     def pump(self) -> None:
         """Move what the application sent into the tunnel."""
-        if self._closed or self._connecting:
+        if self._closed or self._connecting or self._eof:
             return
         link, stream = self._link, self._stream
         turn = self._turn
@@ -309,6 +314,10 @@ class Leg:
     def reset(self, code: int) -> None:
         if code == frames.REFUSED_STREAM and self._again(unseen=True):
             return
+        if code == frames.NO_ERROR and self._rest_eof and not self._connecting:
+            self._eof = True  # whatever the application may still send, nobody takes it
+            self._finish()
+            return
         self._drop(Verdict.ALLOWED if self._entry.state == "open" else Verdict.FAILED, "reset by the other side")
 
     def broken(self, reason: str, *, unseen: bool = False) -> None:
@@ -341,7 +350,7 @@ class Leg:
         if self._connecting:
             self._link.core.answer(self._stream, 503)
         else:
-            self._link.core.reset(self._stream, frames.CANCEL)
+            self._link.core.reset(self._stream, RESET)
         self._link.touch()
         self._drop(verdict, reason)
         self._link.freed()

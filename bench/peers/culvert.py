@@ -4,6 +4,8 @@ Capture on both nodes, ten rules of policy of which the last one allows, metrics
 generators run as the enrolled client and dial the server's own address: nothing about them knows of a mesh.
 """
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -22,12 +24,15 @@ from agent.lab.process import Process
 from agent.lab.topology import Machine
 from bench.account import Account
 from bench.measures import Site
-from bench.peers.objects import RULES, fillers, mesh_objects, policy
+from bench.peers.objects import RULES, mesh_objects, policy
 from bench.rig import CLIENT_UID, HTTP, SERVER_UID, Rig
 from bench.rig import Node as RigNode
 from ca.http import request
 
 TRUST_DOMAIN = "bench.example"
+ELSEWHERE = "elsewhere"
+FILL_WITHIN = 600.0
+"""Seconds that a large registry may take to be filled, and again to be acted on."""
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
@@ -101,9 +106,15 @@ class Culvert:
         """Other workloads, on a node that is invited and never comes."""
         if not self.workloads:
             return
-        await mesh.operator("central", "token", "create", "--node", "elsewhere")
-        for batch in fillers("elsewhere", self.workloads):
-            await mesh.operator("apply", "-f", "-", stdin=batch)
+        began = trio.current_time()
+        await mesh.operator("central", "token", "create", "--node", ELSEWHERE)
+        argv = [sys.executable, "-m", "bench.fill", str(mesh.directory / "operator.json"), ELSEWHERE]
+        done = await programs.run(Place(mesh.centre.namespace), [*argv, str(self.workloads)], FILL_WITHIN, env=mesh.env)
+        if not done.ok:
+            raise CulvertError(f"the registry could not be filled: {done.errors}")
+        await mesh.settled(FILL_WITHIN)
+        seconds = trio.current_time() - began
+        self.notes.append(f"{self.workloads:,} workloads were applied and acted on by both agents in {seconds:.0f} s")
 
     async def aim(self, port: int) -> Site:
         """Nothing to do: both ports are captured. Fails when what was just sent did not travel in a tunnel."""
@@ -136,8 +147,24 @@ class Culvert:
             await trio.sleep(0.05)
 
     async def stop(self) -> None:
-        """The processes end with the rig, which knows them by their namespaces."""
+        """Ask what was lost on the way to logs and metrics; the processes end with the rig, which knows them by their
+        namespaces."""
+        rig = self._rig
+        if rig and self.mesh:
+            for side in (rig.a, rig.b):
+                with trio.move_on_after(5):
+                    self.notes += await self._lost(side)
         self.mesh = self._rig = None
+
+    async def _lost(self, side: RigNode) -> list[str]:
+        page = await programs.run(Place(side.namespace), programs.get("http://127.0.0.1:15020/metrics"), 5)
+        if not page.ok:
+            return [f"{side.name} shows no metrics"]
+        names = "culvert_(access_log|connection_records)_dropped_total"
+        lost = re.findall(rf"^{names} ([\d.e+]+)", page.output.decode(), re.M)
+        if len(lost) != 2:
+            return [f"the metrics of {side.name} do not tell what was lost"]
+        return [f"{side.name} lost {float(count):.0f} of its {what}" for what, count in lost if float(count)]
 
     async def ask(self, side: RigNode, topic: str, answer: type[Answer]) -> Answer:
         """What the agent of one side says on its admin socket, as `culvert TOPIC` asks."""

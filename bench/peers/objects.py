@@ -1,11 +1,7 @@
 """What is applied to the mesh that is measured, as people write it: YAML."""
 
-from collections.abc import Iterator
-
 RULES = 10
 NAMESPACE = "bench"
-BATCH = 10_000
-"""Workloads in one `culvert apply`."""
 
 
 def mesh_objects(node_a: str, node_b: str, client_uid: int, server_uid: int, server: str) -> str:
@@ -37,19 +33,4 @@ spec:
   selector: {{matchLabels: {{app: server}}}}
   action: ALLOW
   rules:{rules}
-"""
-
-
-def fillers(node: str, count: int) -> Iterator[str]:
-    """Enrolled workloads with addresses of their own and four services each sharing an account, batch by batch."""
-    for first in range(0, count, BATCH):
-        yield "---\n".join(filler(node, number) for number in range(first, min(first + BATCH, count)))
-
-
-def filler(node: str, number: int) -> str:
-    """One of them; up to 2**24 have different addresses."""
-    address = f"11.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-    return f"""kind: Workload
-metadata: {{namespace: fill-{number % 100}, name: w{number}, labels: {{app: a{number % 1000}, mesh: "on"}}}}
-spec: {{node: {node}, serviceAccount: a{number % 1000}, address: {address}, ports: [80], match: {{address: {address}}}}}
 """

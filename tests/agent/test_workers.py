@@ -128,6 +128,19 @@ async def test_addresses_are_borrowed_only_when_allowed(made, nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_what_changes_while_a_worker_starts_is_known_to_it_before_it_listens(made, nursery):
+    n = made()
+    n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
+    await nursery.start(n.workers.run, 1)
+    assert n.workers.ready == 0
+    n.workers.change(Intake(n.view).delta(delta(6, workload("new"))))
+    n.workers.namespaced({"shop/db": "/run/netns/db"})
+    facts = await n.ask()
+    assert facts["told"].index("Listen") == len(facts["told"]) - 1
+    assert (facts["revision"], facts["objects"], facts["namespaced"]) == (6, 4, ["shop/db"])
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_killed_worker_is_replaced_and_queued_connections_are_served(made, nursery):
     n = made()
     n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)

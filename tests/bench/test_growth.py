@@ -9,7 +9,7 @@ def reading(at: float, *, node: str = "node-a", **fields: float) -> Reading:
 
 
 def test_flat_is_fine_whatever_the_single_readings_do() -> None:
-    assert grown([reading(n, memory=100 + n % 3, connections=40 + 30 * (n % 2)) for n in range(40)]) == []
+    assert grown([reading(n, memory=100 + n % 3, connections=40 + 300 * (n % 7 > 2)) for n in range(60)]) == []
 
 
 def test_what_grows_in_the_warm_up_is_not_judged() -> None:

@@ -1,4 +1,4 @@
-from bench.peers.objects import RULES, fillers, mesh_objects, policy
+from bench.peers.objects import RULES, mesh_objects, policy
 from ca.resources.documents import read
 from ca.resources.policy import AuthorizationPolicy
 from ca.resources.workload import Workload
@@ -21,9 +21,3 @@ def test_client_and_server_are_enrolled() -> None:
         assert workload.metadata.labels["mesh"] == "on"
         assert workload.spec.match
         assert workload.spec.match.uid == uid
-
-
-def test_fillers_are_all_different() -> None:
-    placed = read([(str(n), text) for n, text in enumerate(fillers("elsewhere", 300))])
-    workloads = [p.resource for p in placed if isinstance(p.resource, Workload)]
-    assert len({w.spec.address for w in workloads}) == len({w.title for w in workloads}) == 300

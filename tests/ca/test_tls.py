@@ -127,3 +127,15 @@ def test_the_server_name_chooses_the_certificate_and_an_unknown_one_is_refused()
     assert asked == [("b.id", "10.0.0.1"), (None, "10.0.0.1")]
     with pytest.raises(TlsError):
         shake(Machine(here, server=False, server_name="c.id"), Machine(front, server=True))
+
+
+def test_a_peer_that_is_refused_spoils_nothing_for_the_next() -> None:
+    front, chosen = context([ROOT[0]], server=True), context([ROOT[0]], pem(SERVER), server=True)
+    by_server_name(front, lambda _name, _tag: chosen)
+    here, foreign = (context([ROOT[0]], pem(who), server=False) for who in (CLIENT, STRANGER))
+    for _ in range(2):
+        with pytest.raises(TlsError, match="leads to no root that is trusted here"):
+            shake(Machine(foreign, server=False), Machine(front, server=True))
+        server = Machine(front, server=True)
+        shake(Machine(here, server=False), server)
+        assert server.peer_certificate == CLIENT[0]

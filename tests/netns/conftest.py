@@ -31,9 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
-    """One town for all tests of a module; each leaves it as it found it."""
-    with running_town() as found:
+def town(request: pytest.FixtureRequest) -> Iterator[Town]:
+    """One town for all tests of a module; each leaves it as it found it. A module may set WORKERS."""
+    with running_town(getattr(request.module, "WORKERS", 0)) as found:
         yield found
 
 

@@ -110,10 +110,14 @@ async def test_a_program_dies_with_a_killed_owner(lab: Lab) -> None:
 import sys, trio
 from agent.lab.lab import open_lab
 from agent.lab.place import Place
+from agent.lab.process import eventually
+from pathlib import Path
 async def main():
     async with open_lab() as lab:
         one = lab.topology.machine("one")
-        print(lab.start("sleeper", Place(one.namespace), ["sleep", "600"]).pid, lab.directory, flush=True)
+        pid = lab.start("sleeper", Place(one.namespace), ["sleep", "600"]).pid
+        assert await eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\\n")
+        print(pid, lab.directory, flush=True)
         await trio.sleep_forever()
 trio.run(main)
 """

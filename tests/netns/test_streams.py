@@ -13,6 +13,9 @@ from agent.lab.process import eventually
 from tests.netns import traffic
 from tests.netns.town import Town
 
+WORKERS = 1
+"""So that everything between two workloads shares one tunnel."""
+
 MEGABYTE = 10**6
 
 

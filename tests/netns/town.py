@@ -130,19 +130,21 @@ def _mesh(mode: str) -> str:
 
 
 @contextmanager
-def town() -> Iterator[Town]:
-    """A running town for the time of the block. Not bound to an event loop: a fixture of a whole module can hold it."""
+def town(workers: int = 0) -> Iterator[Town]:
+    """A running town for the time of the block; so many workers on each node, 0 for one a core. It is not bound to an
+    event loop: a fixture of a whole module can hold it."""
     lab = make_lab()
     try:
-        yield trio.run(_settle, lab)
+        yield trio.run(_settle, lab, workers)
     finally:
         trio.run(lab.close)
 
 
-async def _settle(lab: Lab) -> Town:
+async def _settle(lab: Lab, workers: int) -> Town:
     one, two, hub, far = (lab.topology.machine(name) for name in ("one", "two", "hub", "far"))
     residents = {r.name: r for r in _residents(lab, one, two)}
     found = Town(lab, make_mesh(lab, hub), one, two, far, residents)
+    found.mesh.agents["CULVERT_AGENT_WORKERS"] = str(workers)
     await found.mesh.found()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(found.mesh.add, "one", one)

@@ -9,6 +9,7 @@ import trio
 
 from agent.connections import Verdict
 from agent.relay.leg import EARLY
+from agent.tunnel import frames
 from tests.agent.relay.rig import receive, receive_all, reset, rig, send, soon
 
 BULK = bytes(range(256)) * 4096 * 3
@@ -91,6 +92,36 @@ async def test_a_reset_after_a_half_close_is_still_a_reset(who):
             while True:
                 await send(other, b"is anybody there?")
                 await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("code", [frames.NO_ERROR, frames.INTERNAL_ERROR])
+async def test_a_peer_that_ends_and_resets_in_one_breath(code):
+    """Stock proxies do so when the server ends first: NO_ERROR is a clean end, and whoever reads slowly gets it all."""
+    async with rig() as r:
+        conn = r.call(sndbuf=4096)
+        await r.accept(conn)
+        await r.target.news.until(lambda: conn.far_entry.state == "open")
+        leg, stream = conn.far_entry.carrier, r.into.core.streams[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, conn.far, BULK[:200_000])
+            await soon(lambda: leg.received == 200_000)
+        r.into.core.end(stream)
+        r.into.core.reset(stream, code)
+        r.into.touch()
+        await soon(lambda: not r.out.core.streams)
+        leg.abort()
+        if code == frames.NO_ERROR:
+            assert await receive_all(conn.near) == BULK[:200_000]
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 - until the reset is there
+                while True:
+                    await send(conn.near, b"is anybody there?")
+                    await trio.lowlevel.checkpoint()
+        else:
+            with pytest.raises(ConnectionResetError):
+                await receive_all(conn.near)
+        await r.idle()
+        (near,) = r.source.closed()
+        assert near.reason == ("" if code == frames.NO_ERROR else "reset by the other side")
 
 
 @contextmanager

@@ -190,6 +190,8 @@ def test_one_line_for_each_closed_connection(log):
         "duration": 0.25,
         "verdict": "allowed",
         "reason": "",
+        "policy": "",
+        "dry_run": "",
         "source_kept": False,
         "tunnel": "t1",
     }

@@ -1,0 +1,14 @@
+from bench.fill import BATCH, fillers
+from ca.resources.kinds import decode, encode
+
+
+def test_fillers_come_in_batches_and_are_all_different() -> None:
+    batches = list(fillers("elsewhere", BATCH + 300))
+    assert [len(batch) for batch in batches] == [BATCH, 300]
+    workloads = [workload for batch in batches for workload in batch]
+    assert len({w.spec.address for w in workloads}) == len({w.title for w in workloads}) == BATCH + 300
+
+
+def test_a_filler_is_a_workload_that_the_centre_takes() -> None:
+    ((workload,),) = fillers("elsewhere", 1)
+    assert decode(encode(workload)) == workload
