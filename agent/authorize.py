@@ -27,6 +27,11 @@ class Authorizer:
             return Decision(False, f"{destination.title} is not enrolled on this node")
         if facts.identity is not None and facts.identity.trust_domain != mesh.spec.trust_domain:
             return Decision(False, f"trust domain {facts.identity.trust_domain} is not ours, {mesh.spec.trust_domain}")
+        if snapshot.revoked.identities:
+            ours = destination.identity(mesh.spec.trust_domain)
+            why = snapshot.revoked.identity(ours) or (facts.identity and snapshot.revoked.identity(facts.identity))
+            if why:
+                return Decision(False, why)
         return self._of(snapshot, destination).judge(facts)
 
     def _of(self, snapshot: Snapshot, workload: Workload) -> Compiled:

@@ -7,8 +7,9 @@ from OpenSSL import SSL
 
 from agent.snapshot import Snapshot
 from ca.identity import WorkloadIdentity, parse
+from ca.revoked import Revoked
 from ca.tls import by_server_name, context
-from ca.x509 import load_chain
+from ca.x509 import load_chain, serial
 
 ALPN = b"h2"
 
@@ -35,6 +36,11 @@ class Credentials:
         self._names: dict[str, WorkloadIdentity] = {}
         self._front: SSL.Context | None = None
 
+    @property
+    def revoked(self) -> Revoked:
+        """Which certificates and identities are no good, at this moment."""
+        return self._view().revoked
+
     def trust(self, roots: bytes) -> None:
         """Trust these roots (PEM) from now on."""
         self._roots = roots
@@ -42,14 +48,15 @@ class Credentials:
         for identity, leaf in self._leaves.items():
             self._build(identity, leaf)
 
-    def put(self, uri: str, chain: bytes, key: bytes) -> None:
-        """Use this certificate for new tunnels of `uri`."""
+    def put(self, uri: str, chain: bytes, key: bytes) -> str:
+        """Use this certificate for new tunnels of `uri`; -> its serial, as Revocations have it."""
         identity = parse(uri)
         if not isinstance(identity, WorkloadIdentity):
             raise ValueError(f"{uri} is no workload's identity")
         self._leaves[identity] = (chain, key)
         self._names[identity.sni] = identity
         self._build(identity, (chain, key))
+        return serial(load_chain(chain)[0])
 
     def forget(self, uri: str) -> None:
         """No new tunnels as `uri`."""

@@ -96,6 +96,9 @@ class Outbound:
             case Tunnel(destination, expected, node, tunnel_port):
                 entry.security = Security.MTLS
                 entry.destination = Party(destination.title, str(expected), endpoint(address, port))
+                if why := snapshot.revoked.identity(identity) or snapshot.revoked.identity(expected):
+                    self._refuse(sock, entry, why)
+                    return
                 entry.trace = os.urandom(16).hex()
                 ask = Connect(
                     endpoint(address, port),

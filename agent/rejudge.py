@@ -11,9 +11,14 @@ def rejudge(book: Book, authorizer: Authorizer, before: Snapshot, after: Snapsho
     """End the connections that the new view does not allow. `touched` are the changed objects; None: perhaps all.
 
     A workload that changes elsewhere in a large mesh costs nothing here: only its own connections are judged again. All
-    are when the mesh or a policy changed.
+    are when the mesh, a policy or what is revoked changed.
     """
-    if touched is None or before.mesh is not after.mesh or before.policies is not after.policies:
+    if (
+        touched is None
+        or before.mesh is not after.mesh
+        or before.policies is not after.policies
+        or before.revoked is not after.revoked
+    ):
         entries = list(book.live.values())
     else:
         titles = {f"{k.namespace}/{k.name}" for k in touched if k.kind == "Workload"}
@@ -29,7 +34,11 @@ def rejudge(book: Book, authorizer: Authorizer, before: Snapshot, after: Snapsho
 def _objection(authorizer: Authorizer, view: Snapshot, entry: Entry) -> str:
     """Why the connection may not go on; empty if it may."""
     if entry.direction is Direction.OUTBOUND:
-        return "" if _named(entry.source.workload) in view.here else f"{entry.source.workload} is not enrolled any more"
+        if _named(entry.source.workload) not in view.here:
+            return f"{entry.source.workload} is not enrolled any more"
+        if not entry.destination.identity:
+            return ""  # to a stranger, as nobody
+        return view.revoked.identity(entry.source.identity) or view.revoked.identity(entry.destination.identity)
     key = _named(entry.destination.workload)
     workload = view.here.get(key) if key else None
     if workload is None or entry.facts is None:

@@ -15,7 +15,9 @@ from ca.resources.mesh import Mesh
 from ca.resources.metadata import Key
 from ca.resources.node import Node
 from ca.resources.policy import AuthorizationPolicy, PeerAuthentication, Policy
+from ca.resources.revocation import Revocation
 from ca.resources.workload import Workload
+from ca.revoked import NONE_REVOKED, Revoked
 
 _P = TypeVar("_P")
 
@@ -38,6 +40,7 @@ class Snapshot:
     nodes: immutables.Map[str, Node] = field(default_factory=immutables.Map)
     workloads: immutables.Map[Key, Workload] = field(default_factory=immutables.Map)
     policies: immutables.Map[str, immutables.Map[Key, Policy]] = field(default_factory=immutables.Map)
+    revoked: Revoked = NONE_REVOKED
     here: immutables.Map[Key, Workload] = field(default_factory=immutables.Map)
     by_endpoint: immutables.Map[Endpoint, frozenset[Key]] = field(default_factory=immutables.Map)
     by_address: immutables.Map[str, frozenset[Key]] = field(default_factory=immutables.Map)
@@ -46,7 +49,7 @@ class Snapshot:
         """The view after these changes."""
         changed = {r.key: r for r in put}
         removed = [k for k in delete if k not in changed]
-        mesh, nodes, policies = self.mesh, self.nodes, self.policies
+        mesh, nodes, policies, revoked = self.mesh, self.nodes, self.policies, self.revoked
         touched: dict[Key, Workload | None] = {}
         for resource in changed.values():
             match resource:
@@ -56,6 +59,8 @@ class Snapshot:
                     nodes = nodes.set(resource.metadata.name, resource)
                 case Mesh():
                     mesh = resource
+                case Revocation():
+                    revoked = revoked.put(resource)
                 case AuthorizationPolicy() | PeerAuthentication():
                     scope = policies.get(resource.metadata.namespace, immutables.Map())
                     policies = policies.set(resource.metadata.namespace, scope.set(resource.key, resource))
@@ -64,6 +69,8 @@ class Snapshot:
                 touched[key] = None
             elif key.kind == "Node" and key.name in nodes:
                 nodes = nodes.delete(key.name)
+            elif key.kind == "Revocation":
+                revoked = revoked.drop(key)
             elif key in (scope := policies.get(key.namespace, immutables.Map())):
                 policies = policies.set(key.namespace, scope.delete(key))
         if _selector(mesh) != _selector(self.mesh) or _addresses(nodes, changed, removed) != _addresses(
@@ -71,7 +78,7 @@ class Snapshot:
         ):
             # What is enrolled, or where it is, may have changed for any workload: index afresh. Rare by nature.
             touched = {**self.workloads, **touched}
-        view = replace(self, revision=revision, mesh=mesh, nodes=nodes, policies=policies)
+        view = replace(self, revision=revision, mesh=mesh, nodes=nodes, policies=policies, revoked=revoked)
         return view._index(self, touched)
 
     def _index(self, before: "Snapshot", touched: dict[Key, Workload | None]) -> "Snapshot":

@@ -40,6 +40,7 @@ class MeshView:
         yield from s.workloads.values()
         for policies in s.policies.values():
             yield from policies.values()
+        yield from s.revoked.objects.values()
 
     def get(self, key: Key) -> Resource | None:
         """One object."""
@@ -53,6 +54,8 @@ class MeshView:
             case "AuthorizationPolicy" | "PeerAuthentication":
                 scope = self.snapshot.policies.get(key.namespace)
                 return scope.get(key) if scope else None
+            case "Revocation":
+                return self.snapshot.revoked.objects.get(key)
         return None
 
 

@@ -53,6 +53,7 @@ from agent.stock import Stocks
 from agent.tunnel.arrivals import Arrivals
 from agent.tunnel.link import Link
 from agent.tunnel.pool import IDLE, Pool, Shared
+from agent.tunnel.terms import Standing
 from ca.contract import ResourceName
 from ca.resources.kinds import decode_known
 from ca.resources.metadata import Key
@@ -160,6 +161,10 @@ class Worker:
         self.snapshot, before = after, self.snapshot
         rejudge(self.book, self.authorizer, before, after, None if view.reset else {*(r.key for r in put), *delete})
         self.authorizer.forget(after)
+        if after.revoked is not before.revoked:
+            for link in self.links:
+                if why := link.terms.objection(after.revoked):
+                    link.close(why)
         self.say(Active(view.revision))
 
     @property
@@ -201,6 +206,11 @@ class Worker:
             self.listeners.resume()
             for link in self.links:
                 link.core.tick()
+                match link.terms.standing(time.time()):
+                    case Standing.ENDING if not link.core.draining:
+                        link.drain()
+                    case Standing.OVER:
+                        link.close("the certificates it was made with ended a day ago")
                 silent = now - link.heard
                 if silent > _LOST and link.core.pinged:
                     link.close(f"the peer at {link.peer_address} has been silent for {silent:.0f} s")

@@ -181,6 +181,8 @@ async def answer(
     bound = log.bind(call=f"{method} {path}"[:100], caller=_name(caller))
     try:
         call = _find(method, path)
+        if not (caller is None or isinstance(caller, Local)) and (why := centre.objection(caller)):
+            raise _CallError(403, why, "revoked")
         if not call.may(centre, caller):
             raise _CallError(403, f"{method} {path} is for {call.who}; the caller is {_name(caller)}")
         if version:

@@ -207,7 +207,7 @@ class Authority:
         except x509.CertificateError as error:
             raise Refused(str(error)) from error
         record = StoredCertificate(
-            serial=f"{leaf.serial_number:x}",
+            serial=x509.serial(leaf),
             identity=str(facts.identity),
             node=node,
             not_after=leaf.not_valid_after_utc.timestamp(),

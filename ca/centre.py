@@ -25,7 +25,7 @@ from ca.contract import (
     TokenResponse,
 )
 from ca.feed import Feed
-from ca.identity import NodeIdentity
+from ca.identity import Identity, NodeIdentity, WorkloadIdentity
 from ca.registry import Outcome, RegistryError, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
@@ -143,9 +143,13 @@ class Centre:
         """A certificate for a workload of the node. Refused."""
         self._known(node)
         state = self._state
-        return await self._signed(
-            lambda: self.authority.sign_workload(node, csr, lambda i: state.hosts(node.name, i), self._now())
-        )
+
+        def hosted(identity: WorkloadIdentity) -> bool:
+            if why := state.objection(identity):
+                raise Refused(why)
+            return state.hosts(node.name, identity)
+
+        return await self._signed(lambda: self.authority.sign_workload(node, csr, hosted, self._now()))
 
     async def sign_operator(self, name: str, csr: str) -> SignResponse:
         """A certificate for an operator, asked for at this machine. Refused."""
@@ -168,8 +172,12 @@ class Centre:
         return Status(state.revision, self.trust_domain, self.sessions.status(state), workloads, self._clock())
 
     def known(self, node: NodeIdentity) -> bool:
-        """Whether the mesh still has that node: a certificate outlives a deletion."""
-        return node.trust_domain == self.trust_domain and self._state.node(node.name) is not None
+        """Whether the mesh still has that node: a certificate outlives a deletion, and a revocation."""
+        return node.trust_domain == self.trust_domain and self._state.member(node.name)
+
+    def objection(self, identity: Identity) -> str:
+        """Why nobody may speak as `identity` any more; empty if somebody may."""
+        return self._state.objection(identity)
 
     def _known(self, node: NodeIdentity) -> None:
         if not self.known(node):

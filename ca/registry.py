@@ -19,12 +19,14 @@ import msgspec
 
 from ca.claims import Claim, claims
 from ca.hints import did_you_mean
-from ca.identity import WorkloadIdentity
+from ca.identity import Identity, NodeIdentity, WorkloadIdentity, parse
 from ca.resources.kinds import Resource, decode, encode
 from ca.resources.mesh import Mesh
 from ca.resources.metadata import Key
 from ca.resources.node import Node, NodeSpec
+from ca.resources.revocation import Revocation
 from ca.resources.workload import Match, Workload
+from ca.revoked import NONE_REVOKED, Revoked
 from ca.store import CHANGES_KEPT, Batch, Change, Contents, StoredResource
 
 MESH = Key("Mesh", "", "mesh")
@@ -51,6 +53,7 @@ class State:
     objects: immutables.Map[Key, Resource] = field(default_factory=immutables.Map)
     hosted: immutables.Map[str, immutables.Map[Key, None]] = field(default_factory=immutables.Map)
     claims: immutables.Map[Claim, Key] = field(default_factory=immutables.Map)
+    revoked: Revoked = NONE_REVOKED
     log: immutables.Map[int, tuple[Change, ...]] = field(default_factory=immutables.Map)
     logged: int = 0
 
@@ -64,6 +67,15 @@ class State:
         """The Node of that name."""
         node = self.objects.get(Key("Node", "", name))
         return node if isinstance(node, Node) else None
+
+    def objection(self, identity: Identity) -> str:
+        """Why nobody may speak as `identity` any more; empty if somebody may."""
+        return self.revoked.identity(identity)
+
+    def member(self, node: str) -> bool:
+        """Whether the node is part of the mesh: it was not deleted, and is not revoked."""
+        mesh = self.mesh
+        return self.node(node) is not None and not (mesh and self.objection(NodeIdentity(mesh.spec.trust_domain, node)))
 
     def on_node(self, name: str) -> list[Workload]:
         """The workloads that name the node, in the order of their keys."""
@@ -132,6 +144,7 @@ def change(state: State, put: Iterable[Resource] = (), delete: Iterable[Key] = (
     gone = [k for k in dict.fromkeys(delete) if k not in wanted]
     faults = [f"{key}: there is none{_near(state, key)}" for key in gone if key not in state.objects]
     faults += _mesh_faults(state, fresh, gone)
+    faults += _revocation_faults(state, fresh)
     if faults:
         raise RegistryError(faults)
     if not fresh and not gone:
@@ -202,10 +215,12 @@ def _index(
         del objects[key]
     objects.update(fresh)
     after = replace(state, objects=objects.finish())
-    claimed, hosted = state.claims.mutate(), state.hosted.mutate()
+    claimed, hosted, revoked = state.claims.mutate(), state.hosted.mutate(), state.revoked
     for key, resource in leaving.items():
         for claim in state.claimed(resource):
             claimed.pop(claim, None)
+        if isinstance(resource, Revocation):
+            revoked = revoked.drop(key)
         if isinstance(resource, Workload):
             rest = hosted[resource.spec.node].delete(key)
             hosted[resource.spec.node] = rest
@@ -217,9 +232,11 @@ def _index(
                 faults.append(f"{key}: {claim} is already that of {holder}; give one of them another")
             claimed[claim] = key
         resource = arriving[key]
+        if isinstance(resource, Revocation):
+            revoked = revoked.put(resource)
         if isinstance(resource, Workload):
             hosted[resource.spec.node] = hosted.get(resource.spec.node, immutables.Map()).set(key, None)
-    return replace(after, claims=claimed.finish(), hosted=hosted.finish())
+    return replace(after, claims=claimed.finish(), hosted=hosted.finish(), revoked=revoked)
 
 
 def _mesh_faults(state: State, fresh: Mapping[Key, Resource], gone: Iterable[Key]) -> Iterator[str]:
@@ -231,6 +248,14 @@ def _mesh_faults(state: State, fresh: Mapping[Key, Resource], gone: Iterable[Key
         )
     if MESH in gone:
         yield f"{MESH}: cannot be deleted; to end the mesh, stop its centre"
+
+
+def _revocation_faults(state: State, fresh: Mapping[Key, Resource]) -> Iterator[str]:
+    domain = state.mesh.spec.trust_domain if state.mesh else ""
+    for key, new in fresh.items():
+        if isinstance(new, Revocation) and new.spec.identity and domain:
+            if (foreign := parse(new.spec.identity).trust_domain) != domain:
+                yield f"{key}: spec.identity: {foreign} is another trust domain than ours, {domain}"
 
 
 def _node_faults(state: State, after: State, fresh: Mapping[Key, Resource], gone: Iterable[Key]) -> Iterator[str]:

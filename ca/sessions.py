@@ -167,7 +167,7 @@ class Sessions:
         told: tuple[LocalMatch, ...] | None = None
         hosted: object = None
         # Asked of the newest state: the first step may be a kept one from before this node was there.
-        while self._feed.state.node(session.node) is not None:
+        while self._feed.state.member(session.node):
             now = step.state.hosted.get(session.node)
             if told is None or now is not hosted:
                 # The map's identity is the cheap test, most steps touch other nodes; the matches are the true one.
@@ -177,7 +177,7 @@ class Sessions:
                     await self._send(session, encode(Private(step.state.revision, list(matches))))
             await self._send_step(session, step)
             step = await self._feed.after(step.state.revision)
-        log.info("node-deleted", node=session.node)
+        log.info("node-deleted-or-revoked", node=session.node)
         session.scope.cancel()
 
     async def _send_step(self, session: Session, step: Step) -> None:

@@ -275,6 +275,11 @@ class Machine:
         return self._connection.get_peer_certificate(as_cryptography=True)
 
     @property
+    def local_certificate(self) -> x509.Certificate | None:
+        """The certificate we proved ourselves with."""
+        return self._connection.get_certificate(as_cryptography=True)
+
+    @property
     def alpn(self) -> bytes:
         """The protocol agreed on; empty if none was."""
         return self._connection.get_alpn_proto_negotiated()

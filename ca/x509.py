@@ -209,6 +209,11 @@ def fingerprint(cert: x509.Certificate) -> str:
     return cert.fingerprint(hashes.SHA256()).hex()
 
 
+def serial(cert: x509.Certificate) -> str:
+    """Its serial number in lower-case hex, the spelling in which it is recorded and revoked."""
+    return f"{cert.serial_number:x}"
+
+
 def _san(uri: str) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
 

@@ -11,6 +11,7 @@ import click
 _COMMANDS = {
     "agent": "agent.cli.agent:agent",
     "apply": "agent.cli.resources:apply",
+    "ca": "agent.cli.ca:ca",
     "capture": "agent.cli.capture:capture",
     "central": "agent.cli.central:central",
     "certificates": "agent.cli.node:certificates",

@@ -9,6 +9,7 @@ from ca.resources.mesh import Mesh
 from ca.resources.metadata import Selector
 from ca.resources.node import Node
 from ca.resources.policy import AuthorizationPolicy, PeerAuthentication
+from ca.resources.revocation import Revocation
 from ca.resources.workload import Match, Workload
 
 Rows = tuple[list[str], list[list[str]]]
@@ -18,6 +19,7 @@ _COLUMNS = {
     "Node": ["node", "address", "tunnel port", "labels"],
     "Mesh": ["trust domain", "enrolment", "mode", "egress"],
     "AuthorizationPolicy": ["policy", "workloads", "action", "rules", "dry run"],
+    "Revocation": ["revocation", "identity", "serials", "since", "ends", "reason"],
     "PeerAuthentication": ["policy", "workloads", "mode", "ports"],
 }
 
@@ -85,6 +87,10 @@ def _row(resource: Resource, mesh: Resource | None) -> list[str]:
             ports = ",".join(f"{port}={tls.mode.value}" for port, tls in peers.port_level_mtls.items())
             mode = peers.mtls.mode.value if peers.mtls else "-"
             return [resource.title, _scope(peers.selector), mode, ports or "-"]
+        case Revocation(spec=revoked):
+            serials = revoked.serials if len(revoked.serials) < 3 else (*revoked.serials[:2], "...")
+            what = [revoked.identity or "-", ",".join(serials) or "-"]
+            return [resource.metadata.name, *what, revoked.time or "-", revoked.ends or "-", revoked.reason or "-"]
 
 
 def _scope(selector: Selector | None) -> str:

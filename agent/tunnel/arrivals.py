@@ -12,6 +12,7 @@ from agent.tunnel.handshake import HandshakeError, accept
 from agent.tunnel.link import Link
 from agent.tunnel.pool import Shared
 from agent.tunnel.stream import Asked
+from agent.tunnel.terms import agreed
 
 SHAKING = 512
 """Handshakes under way at once; each costs a millisecond and 50 KB, and a stranger can begin one. More wait."""
@@ -69,6 +70,11 @@ class Arrivals:
         except trio.Cancelled:
             sock.close()
             raise
+        terms = agreed(machine, local, identity)
+        if why := terms.objection(self._credentials.revoked):
+            sock.close()
+            self._refused(peer, why)
+            return
         try:
             link = Link(
                 self._relay,
@@ -77,8 +83,7 @@ class Arrivals:
                 self._shared.core(client=False),
                 self,
                 number=self._shared.number(self._worker),
-                local=local,
-                peer=identity,
+                terms=terms,
             )
         except OSError:
             sock.close()  # the peer hung up right after its handshake

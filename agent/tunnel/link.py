@@ -23,7 +23,7 @@ from agent.tunnel import frames
 from agent.tunnel.core import Core, CoreError
 from agent.tunnel.frames import DATA, HEADER_SIZE
 from agent.tunnel.stream import Answered, Asked, Data, Ended, GoAway, Reset, Settled, Stream, Writable
-from ca.identity import WorkloadIdentity
+from agent.tunnel.terms import Terms
 from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError
 
 _LEAST_SLOT = 2**13  # a batch with less room than this is flushed rather than filled up
@@ -72,7 +72,7 @@ class Watcher(Protocol):
 
 
 class Link:
-    """One tunnel. `local` and `peer` are the identities proved at its ends."""
+    """One tunnel. `terms` is what its handshake proved."""
 
     def __init__(
         self,
@@ -83,11 +83,10 @@ class Link:
         watcher: Watcher,
         *,
         number: str,
-        local: WorkloadIdentity,
-        peer: WorkloadIdentity,
+        terms: Terms,
     ) -> None:
-        self.relay, self.core, self.number = relay, core, number
-        self.local, self.peer = local, peer
+        self.relay, self.core, self.number, self.terms = relay, core, number, terms
+        self.local, self.peer = terms.local, terms.peer
         self.peer_address: str = sock.getpeername()[0]
         self.closed = False
         self.reason = ""  # why it was closed

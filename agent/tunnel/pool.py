@@ -19,6 +19,7 @@ from agent.tunnel.handshake import HandshakeError, dial
 from agent.tunnel.headers import Connect
 from agent.tunnel.link import Link
 from agent.tunnel.stream import Asked, Budget
+from agent.tunnel.terms import agreed
 from ca.identity import WorkloadIdentity
 from ca.tls import Machine
 
@@ -110,6 +111,10 @@ class Pool:
 
     async def _dialler(self, key: Key, place: _Place) -> None:
         try:
+            if why := self._credentials.revoked.identity(key.source) or self._credentials.revoked.identity(
+                key.destination
+            ):
+                raise HandshakeError(why)
             ctx = self._credentials.dialling(key.source)
             if ctx is None:
                 raise HandshakeError(f"this node holds no certificate for {key.source}")
@@ -124,6 +129,10 @@ class Pool:
         self._serve(key, place)
 
     def _link(self, key: Key, sock: socket.socket, machine: Machine) -> Link:
+        terms = agreed(machine, key.source, key.destination)
+        if why := terms.objection(self._credentials.revoked):
+            sock.close()
+            raise HandshakeError(why)
         try:
             link = Link(
                 self._relay,
@@ -132,8 +141,7 @@ class Pool:
                 self._shared.core(client=True),
                 self,
                 number=self._shared.number(self._worker),
-                local=key.source,
-                peer=key.destination,
+                terms=terms,
             )
         except OSError:
             sock.close()  # the peer hung up right after its handshake

@@ -7,9 +7,10 @@ import msgspec
 from ca.resources.mesh import Mesh
 from ca.resources.node import Node
 from ca.resources.policy import AuthorizationPolicy, PeerAuthentication
+from ca.resources.revocation import Revocation
 from ca.resources.workload import Workload
 
-Resource = Workload | Node | Mesh | AuthorizationPolicy | PeerAuthentication
+Resource = Workload | Node | Mesh | AuthorizationPolicy | PeerAuthentication | Revocation
 
 KINDS: dict[str, type[Resource]] = {
     "Workload": Workload,
@@ -17,6 +18,7 @@ KINDS: dict[str, type[Resource]] = {
     "Mesh": Mesh,
     "AuthorizationPolicy": AuthorizationPolicy,
     "PeerAuthentication": PeerAuthentication,
+    "Revocation": Revocation,
 }
 
 _encoder = msgspec.json.Encoder()

@@ -18,6 +18,7 @@ from ca.resources.policy import (
     PeerAuthenticationSpec,
     Rule,
 )
+from ca.resources.revocation import Revocation, RevocationSpec
 from ca.resources.workload import Match
 from tests.agent.views import delta, mesh, node, view, workload
 
@@ -160,6 +161,7 @@ EVERY_KIND: dict[str, Resource] = {
     "AuthorizationPolicy": AuthorizationPolicy(
         Metadata("none", "shop"), AuthorizationPolicySpec(action=Action.DENY, rules=(Rule(),))
     ),
+    "Revocation": Revocation(Metadata("stolen"), RevocationSpec(serials=("1f",))),
     "PeerAuthentication": PeerAuthentication(Metadata("strict"), PeerAuthenticationSpec(MutualTls(Mode.STRICT))),
 }
 

@@ -24,6 +24,7 @@ from agent.tunnel.headers import Connect
 from agent.tunnel.link import Link
 from agent.tunnel.pool import Shared
 from agent.tunnel.stream import Asked, Budget
+from agent.tunnel.terms import agreed
 from ca import tls, x509
 from ca.identity import WorkloadIdentity
 
@@ -197,7 +198,7 @@ class Rig:
     def _link(self, node: Node, sock: socket.socket, machine: tls.Machine, *, client: bool) -> Link:
         local, peer = (WEB, DB) if client else (DB, WEB)
         core = node.shared.core(client=client)
-        return Link(node.relay, sock, machine, core, node, number="t1", local=local, peer=peer)
+        return Link(node.relay, sock, machine, core, node, number="t1", terms=agreed(machine, local, peer))
 
     def _taken(self, link: Link, asked: Asked) -> None:
         """Connect the asked stream to the application that waits for it."""

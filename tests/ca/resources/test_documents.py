@@ -141,7 +141,7 @@ bad.yaml:31: workload shop/api: spec.match: match needs exactly one of uid, cgro
 bad.yaml:33: workload shop/api: spec.node: stands a second time; the first is at line 26
 bad.yaml:35: workloda shop/db: kind: 'Workloda' is no kind; did you mean Workload?
 bad.yaml:38: node: metadata: is missing
-bad.yaml:40: kind: is missing; known: AuthorizationPolicy, Mesh, Node, PeerAuthentication, Workload
+bad.yaml:40: kind: is missing; known: AuthorizationPolicy, Mesh, Node, PeerAuthentication, Revocation, Workload
 bad.yaml:44: workload db: spec: expected a mapping, got nothing
 bad.yaml:48: workload db: spec.serviceAccount: expected text, got a number; write "5"
 bad.yaml:48: workload db: spec.address: expected text, got nothing; give it a value

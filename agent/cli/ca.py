@@ -1,0 +1,114 @@
+"""culvert ca: what the mesh trusts, and what it does so no longer."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from agent.cli.calls import call, credential_option
+from agent.cli.output import Refused, note
+from ca.client import Client
+from ca.contract import ApplyRequest, ApplyResponse, DeleteRequest, ResourceName
+from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
+from ca.resources.kinds import decode_known, encode
+from ca.resources.mesh import Mesh
+from ca.resources.metadata import Metadata
+from ca.resources.revocation import (
+    Revocation,
+    RevocationSpec,
+    canonical_serial,
+    revocation_name,
+    write_time,
+)
+
+_WHAT = click.Choice(["workload", "node", "operator", "identity", "serial"])
+
+
+@click.group()
+def ca() -> None:
+    """Revoke what was stolen or lost.
+
+    \b
+    culvert ca revoke workload shop/web --reason "key seen on a pastebin"
+    culvert ca revoke node db-1
+    culvert get revocations
+    """
+
+
+@ca.command()
+@click.argument("what", type=_WHAT)
+@click.argument("name")
+@click.option("--reason", default="", help="Stands in every refusal.")
+@credential_option
+def revoke(what: str, name: str, reason: str, credential: Path | None) -> None:
+    """Distrust it from now on: every node refuses it and ends what it has open.
+
+    WHAT is workload (NAME is namespace/service-account), node, operator, identity (a spiffe:// URI) or serial (hex, as
+    culvert certificates shows it). A new certificate for a revoked serial works; a revoked identity gets none.
+
+    \b
+    culvert ca revoke workload shop/web --reason "key seen on a pastebin"
+    culvert ca revoke serial 5EEE80D4A1
+    """
+
+    async def put(client: Client) -> ApplyResponse:
+        target = _target(what, name, await _trust_domain(client))
+        now = write_time(datetime.now(UTC))
+        if isinstance(target, str):
+            spec = RevocationSpec(serials=(target,), reason=reason, time=now)
+        else:
+            spec = RevocationSpec(identity=str(target), reason=reason, time=now)
+        revocation = Revocation(Metadata(revocation_name(target)), spec)
+        return await client.apply(ApplyRequest([msgspec.Raw(encode(revocation))]))
+
+    response = call(credential, put)
+    click.echo(f"{what} {name} revoked")
+    note(f"revision {response.revision}; undo it with: culvert ca unrevoke {what} {name}")
+
+
+@ca.command()
+@click.argument("what", type=_WHAT)
+@click.argument("name")
+@credential_option
+def unrevoke(what: str, name: str, credential: Path | None) -> None:
+    """Trust it again.
+
+    \b
+    culvert ca unrevoke workload shop/web
+    """
+
+    async def delete(client: Client) -> ApplyResponse:
+        target = _target(what, name, await _trust_domain(client))
+        return await client.delete(DeleteRequest([ResourceName("Revocation", revocation_name(target))]))
+
+    response = call(credential, delete)
+    click.echo(f"{what} {name} trusted again")
+    note(f"revision {response.revision}")
+
+
+async def _trust_domain(client: Client) -> str:
+    for mesh in decode_known((await client.list("Mesh")).items):
+        if isinstance(mesh, Mesh):
+            return mesh.spec.trust_domain
+    raise Refused("the centre has no Mesh: culvert central init makes one")
+
+
+def _target(what: str, name: str, domain: str) -> Identity | str:
+    """The identity, or the serial, that is meant."""
+    try:
+        match what:
+            case "serial":
+                return canonical_serial(name)
+            case "identity":
+                return parse(name)
+            case "node":
+                return NodeIdentity(domain, name)
+            case "operator":
+                return OperatorIdentity(domain, name)
+        namespace, slash, account = name.partition("/")
+        if not slash:
+            raise click.UsageError(f"{name!r}: a workload's identity is NAMESPACE/SERVICE-ACCOUNT, as in shop/web")
+        return WorkloadIdentity(domain, namespace, account)
+    except (IdentityError, ValueError) as error:
+        raise Refused(str(error)) from error
