@@ -26,7 +26,14 @@ from agent.tunnel.link import Link
 from agent.tunnel.stream import Asked
 from ca.identity import WorkloadIdentity
 from ca.resources.workload import NEVER_CAPTURED, Workload
-from redirect.origdst import NotRedirected, dial_socket, original_destination, spoof_socket, spoof_source
+from redirect.origdst import (
+    NotRedirected,
+    dial_socket,
+    original_destination,
+    put_mark,
+    spoof_socket,
+    spoof_source,
+)
 
 _AUTHORITY = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})")
 _FORWARDED = re.compile(r'for="(\[?[0-9a-fA-F:.]{2,45}\]?):([0-9]{1,5})"')
@@ -198,7 +205,11 @@ class Inbound:
         """Carry a connection of `via` to a stranger, in plaintext."""
         callee = None
         try:
-            callee = self._stocked(via, _family(address)) or dial_socket(_family(address), self.marks.agent)
+            callee = self._stocked(via, _family(address))
+            if callee is None:
+                callee = dial_socket(_family(address), self.marks.agent)
+            else:
+                put_mark(callee, self.marks.agent)  # what carries the other mark never leaves its namespace
             _connect(callee, address, port)
         except OSError as error:
             if callee is not None:

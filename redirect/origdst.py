@@ -66,7 +66,7 @@ def listener(
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if mark:
-            _put_mark(sock, mark)
+            put_mark(sock, mark)
         if transparent:
             _make_transparent(sock)
         sock.bind((address, port))
@@ -77,14 +77,14 @@ def listener(
 def dial_socket(family: socket.AddressFamily, mark: int) -> socket.socket:
     """An unconnected socket whose packets the rules know as the agent's own."""
     with _opened(family, "cannot make a marked socket") as sock:
-        _put_mark(sock, mark)
+        put_mark(sock, mark)
     return sock
 
 
 def spoof_socket(family: socket.AddressFamily, spoof_mark: int, source_address: str = "") -> socket.socket:
     """An unconnected socket that dials from a foreign `source_address`; left empty, `spoof_source` sets it later."""
     with _opened(family, f"cannot make a socket that dials from {source_address or 'foreign addresses'}") as sock:
-        _put_mark(sock, spoof_mark)
+        put_mark(sock, spoof_mark)
         _make_transparent(sock)
         # Without it bind would take a port for all destinations alike: some 28,000 connections for each source.
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
@@ -98,7 +98,8 @@ def spoof_source(sock: socket.socket, source_address: str) -> None:
     sock.bind((source_address, 0))
 
 
-def _put_mark(sock: socket.socket, mark: int) -> None:
+def put_mark(sock: socket.socket, mark: int) -> None:
+    """Mark what the socket sends from now on. Raises OSError."""
     # As bytes: marks are unsigned, and setsockopt takes signed integers.
     sock.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("=I", mark))
 
