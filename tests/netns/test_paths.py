@@ -1,6 +1,7 @@
 """Who reaches whom, and as whom: programs that know nothing of a mesh, told apart by uid, cgroup and namespace."""
 
 import itertools
+import json
 from functools import partial
 
 import pytest
@@ -92,6 +93,50 @@ async def test_to_the_unenrolled_in_plaintext(town: Town) -> None:
             for caller in ("web", "cart", "front"):
                 assert await talk(town[caller], address, port, b"word") == GREETING + b"word"
         assert served.peers == [own_address(town, caller, address) for caller in ("web", "cart", "front")]
+
+
+async def test_what_goes_to_no_mesh_address_is_counted_by_the_kernel(town: Town) -> None:
+    async def bypassed(name: str) -> int:
+        rows = json.loads(await town.mesh.on(town.node("one"), "capture", "status", "-o", "json"))["rows"]
+        return sum(row.get("bypassed", 0) for row in rows if row["workload"] == f"shop/{name}")
+
+    place = Place(town.far.namespace)
+    before = {name: await bypassed(name) for name in ("web", "cart", "front")}
+    async with traffic.serving(place, town.far.address, 9000, traffic.echo):
+        for _ in range(3):
+            await talk(town["web"], town.far.address, 9000, b"word")
+    assert await bypassed("web") == before["web"] + 3
+    assert {name: await bypassed(name) for name in ("cart", "front")} == {n: before[n] for n in ("cart", "front")}
+
+
+@pytest.mark.parametrize("caller", ["web", "cart", "front"])
+async def test_egress_modes(town: Town, caller: str) -> None:
+    """bypass leaves strangers to the kernel; observe carries and records them; registry-only refuses them."""
+    stranger, port = town.far.address, 9000
+    facts = {
+        "direction": "outbound",
+        "source__workload": f"shop/{caller}",
+        "destination__address": f"{stranger}:{port}",
+    }
+    async with traffic.serving(Place(town.far.namespace), stranger, port, traffic.greet(GREETING)) as served:
+        assert await talk(town[caller], stranger, port, b"word") == GREETING + b"word"
+        assert await town.records("one", **facts) == []
+        async with town.mode(egress="observe"):
+            assert await talk(town[caller], stranger, port, b"word") == GREETING + b"word"
+            record = await town.record("one", state="closed", **facts)
+            assert (record["security"], record["verdict"]) == ("plaintext", "allowed")
+            assert served.peers == [town[caller].address] * 2
+            # The mesh is served as before.
+            db = town["db"]
+            async with traffic.serving(db.server, db.address, db.port, traffic.greet(GREETING)):
+                assert await talk(town[caller], db.address, db.port, b"word") == GREETING + b"word"
+        async with town.mode(egress="registry-only"):
+            hear = programs.hear(stranger, port, "word")
+            assert not (await programs.run(town[caller].place, hear)).ok
+            record = await town.record("one", state="closed", verdict="refused", **facts)
+            assert record["reason"]
+            assert len(served.peers) == 2
+        assert await talk(town[caller], stranger, port, b"word") == GREETING + b"word"
 
 
 def own_address(town: Town, name: str, towards: str) -> str:

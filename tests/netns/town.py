@@ -106,14 +106,14 @@ class Town:
             yield stream
 
     @asynccontextmanager
-    async def mode(self, mode: str) -> AsyncIterator[None]:
-        """The mesh in a mode for the time of the block."""
-        await self.mesh.apply(_mesh(mode))
+    async def mode(self, mode: str = "PERMISSIVE", egress: str = "bypass") -> AsyncIterator[None]:
+        """The mesh in a mode, and in an egress mode, for the time of the block."""
+        await self.mesh.apply(_mesh(mode, egress))
         try:
             yield
         finally:
             with trio.CancelScope(shield=True):
-                await self.mesh.apply(_mesh("PERMISSIVE"))
+                await self.mesh.apply(_mesh("PERMISSIVE", "bypass"))
 
 
 def _fact(record: Any, key: str) -> object:
@@ -122,10 +122,10 @@ def _fact(record: Any, key: str) -> object:
     return record
 
 
-def _mesh(mode: str) -> str:
+def _mesh(mode: str, egress: str) -> str:
     return (
         "apiVersion: culvert/v1\nkind: Mesh\nmetadata: {name: mesh}\n"
-        f"spec: {{trustDomain: {TRUST_DOMAIN}, mode: {mode}}}\n"
+        f"spec: {{trustDomain: {TRUST_DOMAIN}, mode: {mode}, egress: {egress}}}\n"
     )
 
 
