@@ -17,6 +17,7 @@ import msgspec
 import structlog
 import trio
 
+from agent.files import StateError
 from ca.contract import Problem
 from ca.hints import did_you_mean
 from ca.http import Request, Response, serve_connection
@@ -52,7 +53,10 @@ class Admin:
         prefix, _, name = request.path.lstrip("/").partition("/")
         table = {"GET": self._topics, "POST": self._commands}.get(request.method, {})
         if prefix == "v1" and name in table:
-            return Response(200, msgspec.json.encode(await table[name]()), _JSON)
+            try:
+                return Response(200, msgspec.json.encode(await table[name]()), _JSON)
+            except StateError as error:
+                return _problem(503, str(error))
         everything = [f"/v1/{n}" for n in (*self._topics, *self._commands)]
         if request.path in everything:
             return _problem(405, f"{request.path} is not called with {request.method}")

@@ -11,9 +11,12 @@ import os
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+import structlog
 import trio
 
 from redirect.cgroup import locate, mount_point
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 Located = dict[str, tuple[int, int] | None]
 """(level, id) by path; None for a cgroup that is not there now."""
@@ -23,18 +26,19 @@ _EVENTS = 64 * 1024
 
 
 class Cgroups:
-    """Follows the paths it was last asked to locate. Whoever makes it closes it."""
+    """Follows the paths it was asked to locate. Whoever makes it closes it."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cgroups cannot be watched: {os.strerror(code)}")
+            # Others may have taken all that there are (fs.inotify.max_user_instances): then looking must do.
+            log.warning("cgroups-not-watched", error=os.strerror(ctypes.get_errno()))
 
     def close(self) -> None:
         """Stop watching."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def locate(self, paths: Iterable[str]) -> tuple[Located, list[str]]:
         """Where these are, and a sentence for each path that names none; from now on changes of them are news.
@@ -55,6 +59,8 @@ class Cgroups:
 
     async def news(self) -> None:
         """Returns when a directory came or went beside one of those followed."""
+        if self._fd < 0:
+            await trio.sleep_forever()
         await trio.lowlevel.wait_readable(self._fd)
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, _EVENTS)

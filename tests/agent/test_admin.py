@@ -8,6 +8,7 @@ import trio
 
 from agent.admin import MOST, Admin, AdminError, admin_socket
 from agent.answers import Done
+from agent.files import StateError
 from ca.contract import Problem
 from ca.http import Response, request
 
@@ -20,6 +21,10 @@ async def fails() -> Done:
     raise RuntimeError("a bug")
 
 
+async def full() -> Done:
+    raise StateError("/var: cannot be written: No space left on device")
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run" / "agent.sock"
@@ -28,7 +33,9 @@ def path(tmp_path):
 @pytest.fixture
 async def serving(path, nursery):
     with admin_socket(path) as sock:
-        nursery.start_soon(Admin({"status": status, "broken": fails}, {"capture/off": status}).serve, sock)
+        nursery.start_soon(
+            Admin({"status": status, "broken": fails}, {"capture/off": status, "capture/on": full}).serve, sock
+        )
         yield path
         nursery.cancel_scope.cancel()
 
@@ -52,6 +59,7 @@ async def test_topics_and_commands(serving):
         ("POST", "/v1/status", 405, "/v1/status is not called with POST"),
         ("DELETE", "/v1/status", 405, "not called with DELETE"),
         ("GET", "/v1/statuss", 404, "there is no /v1/statuss; did you mean /v1/status?"),
+        ("POST", "/v1/capture/on", 503, "No space left"),
         ("GET", "/", 404, "there is no /"),
         ("GET", "/v2/status", 404, "there is no /v2/status"),
     ],
