@@ -8,6 +8,9 @@ apply get label delete schema
 config config,show
 central central,init central,run central,status
 central,token central,token,create central,operator central,operator,create central,operator,renew
+agent agent,join agent,run agent,leave
+capture capture,status capture,plan capture,off capture,on
+status workloads certificates connections tunnels
 """
 
 

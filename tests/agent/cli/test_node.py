@@ -1,0 +1,251 @@
+"""The node's commands against an admin socket that answers what the test wants."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from agent.admin import Admin, admin_socket
+from agent.answers import (
+    CaptureAnswer,
+    CaptureRow,
+    CertificateRow,
+    CertificatesAnswer,
+    ConnectionsAnswer,
+    Done,
+    PlanAnswer,
+    Rules,
+    StatusAnswer,
+    TunnelsAnswer,
+    WorkloadRow,
+    WorkloadsAnswer,
+)
+from agent.cli import main
+from agent.connections import Connection, Direction, Party, Security, Tunnel, Verdict
+
+WEB = "spiffe://shop.example/ns/shop/sa/web"
+DB = "spiffe://shop.example/ns/shop/sa/db"
+NOW = time.time()
+
+
+@contextmanager
+def answering(path: Path, **topics: msgspec.Struct) -> Iterator[None]:
+    """An agent's admin socket in a thread of its own."""
+
+    def topic(answer: msgspec.Struct):
+        async def give() -> msgspec.Struct:
+            return answer
+
+        return give
+
+    started, stop = threading.Event(), []
+
+    async def serve() -> None:
+        with admin_socket(path) as sock, trio.CancelScope() as scope:
+            stop.append((trio.lowlevel.current_trio_token(), scope))
+            started.set()
+            names = {name: topic(answer) for name, answer in topics.items()}
+            await Admin(names, {"capture/off": topic(Done("capture is off"))}).serve(sock)
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield
+    finally:
+        token, scope = stop[0]
+        token.run_sync_soon(scope.cancel)
+        thread.join()
+
+
+@pytest.fixture
+def culvert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "agent.sock"
+
+    def run(command: str, **topics: msgspec.Struct) -> Result:
+        argv = [*command.split(), "--socket", str(path)]
+        if not topics:
+            return CliRunner().invoke(main, argv)
+        with answering(path, **topics):
+            return CliRunner().invoke(main, argv)
+
+    return run
+
+
+def connection(**facts) -> Connection:
+    given = {
+        "id": "1.1",
+        "direction": Direction.OUTBOUND,
+        "source": Party("shop/web", WEB, "10.0.0.1:40000"),
+        "destination": Party("shop/db", DB, "10.0.0.2:5432"),
+        "security": Security.MTLS,
+        "opened": NOW - 200,
+        "verdict": Verdict.ALLOWED,
+        "sent": 1500,
+        "received": 3_000_000,
+    }
+    return Connection(**(given | facts))
+
+
+STATUS = StatusAnswer(
+    "web-1",
+    "shop.example",
+    "1.0",
+    "10.0.0.9:15012",
+    True,
+    "",
+    9,
+    9,
+    True,
+    "",
+    True,
+    2,
+    1,
+    0,
+    3,
+    1,
+    NOW - 60,
+    NOW,
+    65 << 20,
+)
+
+
+def test_status(culvert):
+    done = culvert("status", status=STATUS)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "node       web-1 of shop.example"
+    assert lines[2] == "centre     connected to 10.0.0.9:15012"
+    assert lines[3] == "acts on    revision 9"
+    assert max(map(len, lines)) <= 80
+
+
+def test_status_of_a_node_in_trouble(culvert):
+    answer = msgspec.structs.replace(
+        STATUS,
+        connected=False,
+        centre_problem="no route",
+        revision=12,
+        ready=False,
+        not_ready="no worker is ready",
+        capture=False,
+        problems=["workload shop/x: nothing says how to recognise it"],
+    )
+    done = culvert("status", status=answer)
+    assert "no session with 10.0.0.9:15012: no route" in done.stdout
+    assert "revision 9 (revision 12 is known)" in done.stdout
+    assert "no: no worker is ready" in done.stdout
+    assert "off (`culvert capture on`)" in done.stdout
+    assert done.stderr == "problem: workload shop/x: nothing says how to recognise it\n"
+
+
+def test_workloads(culvert, monkeypatch):
+    rows = [
+        WorkloadRow("shop/web", WEB, "uid 1000", ["10.0.0.1:80", "10.0.0.1:443"], True, True, "valid"),
+        WorkloadRow("shop/db", DB, "netns db", ["[fd00::2]:5432"], True, False, "failing"),
+        WorkloadRow("shop/old", DB, "", [], False),
+    ]
+    done = culvert("workloads", workloads=WorkloadsAnswer(rows))
+    assert done.stdout.splitlines() == [
+        "WORKLOAD  SERVES           RECOGNISED BY  STATE                   CERTIFICATE",
+        "shop/web  10.0.0.1:80,443  uid 1000       captured                valid",
+        "shop/db   [fd00::2]:5432   netns db       enrolled, not captured  failing",
+        "shop/old  -                -              not enrolled            -",
+    ]
+    monkeypatch.setenv("COLUMNS", "160")
+    assert WEB in culvert("workloads -o wide", workloads=WorkloadsAnswer(rows)).stdout
+
+
+def test_certificates(culvert):
+    rows = [
+        CertificateRow("spiffe://shop.example/node/web-1", "valid", "0A" * 20, 1_800_000_000, 1_799_900_000),
+        CertificateRow(WEB, "failing", reason="the centre cannot be called"),
+    ]
+    done = culvert("certificates", certificates=CertificatesAnswer(rows, NOW))
+    assert done.stdout.splitlines() == [
+        "identities of spiffe://shop.example/",
+        "IDENTITY        STATUS   SERIAL    NOT AFTER         NOT BEFORE",
+        "node/web-1      valid    0A0A0A0A  2027-01-15 08:00  2027-01-14 04:13",
+        "ns/shop/sa/web  failing            -                 -",
+    ]
+    assert done.stderr == f"problem: {WEB}: the centre cannot be called\n"
+
+
+def test_connections(culvert):
+    answer = ConnectionsAnswer(
+        [connection()],
+        [
+            connection(
+                direction=Direction.INBOUND,
+                source=Party(address="192.0.2.7:1234"),
+                security=Security.PLAINTEXT,
+                verdict=Verdict.REFUSED,
+                reason="mode STRICT",
+                state="closed",
+                sent=0,
+                received=0,
+            ),
+            connection(state="closed", destination=Party(address="192.0.2.8:443"), security=Security.PLAINTEXT),
+        ],
+        dropped=4,
+    )
+    done = culvert("connections", connections=answer)
+    assert done.stdout.splitlines() == [
+        "SOURCE     DESTINATION    WAY  SECURITY   SENT  RECV  AGE  VERDICT",
+        "shop/web   shop/db:5432   out  mtls       1.5K  2.9M  3m   open",
+        "192.0.2.7  shop/db:5432   in   plaintext  0     0     3m   refused: mode STRICT",
+        "shop/web   192.0.2.8:443  out  plaintext  1.5K  2.9M  3m   allowed",
+    ]
+    assert "4 records" in done.stderr
+    assert len(culvert("connections --live", connections=answer).stdout.splitlines()) == 2
+    assert "192.0.2.7" not in culvert("connections --last 1", connections=answer).stdout
+    assert json.loads(culvert("connections -o json --last 0", connections=answer).stdout)["closed"] == []
+    empty = culvert("connections", connections=ConnectionsAnswer([], []))
+    assert (empty.stdout, empty.stderr) == ("", "no connections yet\n")
+
+
+def test_tunnels(culvert):
+    tunnel = Tunnel("t1", Direction.OUTBOUND, WEB, DB, "10.0.0.2", NOW - 10, 2, 7, 100, 2000, "draining")
+    done = culvert("tunnels", tunnels=TunnelsAnswer([tunnel]))
+    assert done.stdout.splitlines() == [
+        "LOCAL     PEER     ADDRESS   WAY  OPEN  ALL  SENT  RECV  AGE  STATE",
+        "shop/web  shop/db  10.0.0.2  out  2     7    100   2.0K  10s  draining",
+    ]
+
+
+def test_capture(culvert):
+    rows = [CaptureRow("shop/web", "uid 1000", "", 15100, 4, 2)]
+    done = culvert("capture status", capture=CaptureAnswer(True, rows))
+    assert done.stdout.splitlines() == [
+        "WORKLOAD  RECOGNISED BY  WHERE         PORT   CAPTURED  BYPASSED",
+        "shop/web  uid 1000       this machine  15100  4         2",
+    ]
+    off = culvert("capture status", capture=CaptureAnswer(False))
+    assert "capture is switched off" in off.stderr
+    plan = culvert("capture plan", plan=PlanAnswer([Rules("", "table inet culvert {\n}"), Rules("/run/netns/db", "x")]))
+    assert plan.stdout == "# this machine\ntable inet culvert {\n}\n# /run/netns/db\nx\n"
+    assert culvert("capture off", capture=CaptureAnswer(True)).stdout == "capture is off\n"
+
+
+@pytest.mark.parametrize("command", ["status", "workloads", "certificates", "connections", "tunnels", "capture status"])
+def test_without_an_agent(culvert, command):
+    done = culvert(command)
+    assert done.exit_code == 1
+    assert "no agent answers at" in done.stderr
+    assert "culvert agent run" in done.stderr
+
+
+def test_an_agent_of_another_version(culvert):
+    done = culvert("tunnels", status=STATUS)
+    assert done.exit_code == 1
+    assert "there is no /v1/tunnels" in done.stderr
+    done = culvert("tunnels", tunnels=Done("what?"))
+    assert "is it of another version?" in done.stderr
