@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 Values = dict[str, float]
 
-IN_FLIGHT = 64 * 2**20
-"""Bytes that iperf3 may have sent and not received when it stops: two proxies' and four sockets' buffers, 8 flows."""
+IN_FLIGHT = 256 * 2**20
+"""Bytes that iperf3 may have sent and not received when it stops. Eight flows through Envoy have had 77 million on a
+busy machine; that no byte is lost is shown by transfers that are compared, not by this."""
 
 _UNIT = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6}
 
