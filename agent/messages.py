@@ -32,8 +32,8 @@ class ToWorker(msgspec.Struct, frozen=True, tag_field="m"):
 
 class Configure(ToWorker, frozen=True, tag="configure"):
     """First message. `mark` goes on every socket the worker dials with; `spoof_mark` instead where the source address
-    is not the node's own (0: no rules lead the answers back, do not try). Said again when the marks change; the rest
-    then stays as it was."""
+    is not the node's own (0: no rules lead the answers back, do not try). Connections may outlive the certificates of
+    their tunnel by `overtime` seconds. Said again when the marks change; the rest then stays as it was."""
 
     node: str
     worker: int
@@ -41,6 +41,7 @@ class Configure(ToWorker, frozen=True, tag="configure"):
     spoof_mark: int
     uid: int
     gid: int
+    overtime: float = 0.0
 
 
 class View(ToWorker, frozen=True, tag="view"):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from agent.leaf import Leaf
+from ca.revoked import Revoked
 from ca.x509 import BACKDATED
 
 AT_ONCE = 8
@@ -40,6 +41,7 @@ class _Entry:
     failures: int = 0
     reason: str = ""
     asked: bool = False
+    void: bool = False  # revoked: as good as none, but for want of a better
 
 
 class Schedule:
@@ -94,10 +96,22 @@ class Schedule:
             entry.pause = min(entry.pause, mono + self._rng.random())
             entry.failures = 0
 
+    def distrust(self, revoked: Revoked, mono: float) -> frozenset[str]:
+        """What is revoked is now this. Who holds a revoked certificate asks for another at once, who was refused asks
+        again; returns the former."""
+        found = set()
+        for uri, entry in self._entries.items():
+            entry.void = entry.leaf is not None and bool(revoked.serial(entry.leaf.serial))
+            if entry.void:
+                found.add(uri)
+            if entry.void or entry.failures:
+                entry.pause, entry.failures = min(entry.pause, mono + self._rng.random()), 0
+        return frozenset(found)
+
     def take(self, wall: float, mono: float) -> list[str]:
         """Those to ask for now, most urgent first, as many as may be in flight; they count as asked for."""
         due = sorted(
-            (e.leaf.not_after if e.leaf and e.leaf.valid(wall) else 0.0, uri)
+            (e.leaf.not_after if e.leaf and e.leaf.valid(wall) and not e.void else 0.0, uri)
             for uri, e in self._entries.items()
             if not e.asked and mono >= e.pause and self._due(e, wall)
         )
@@ -121,7 +135,7 @@ class Schedule:
         return AT_ONCE - sum(e.asked for e in self._entries.values())
 
     def _due(self, entry: _Entry, wall: float) -> bool:
-        return entry.leaf is None or wall >= entry.renew or not entry.leaf.valid(wall)
+        return entry.leaf is None or entry.void or wall >= entry.renew or not entry.leaf.valid(wall)
 
     def wanted(self) -> frozenset[str]:
         """All identities that are to have a certificate."""
@@ -175,6 +189,12 @@ class Renewal:
         """The centre is in reach again."""
         self.schedule.kick(trio.current_time())
         self._wake.set()
+
+    def distrust(self, revoked: Revoked) -> frozenset[str]:
+        """What is revoked has changed; returns who has to ask for another certificate because of it."""
+        found = self.schedule.distrust(revoked, trio.current_time())
+        self._wake.set()
+        return found
 
     async def run(self) -> None:
         """Until cancelled; requests in flight are cancelled with it."""

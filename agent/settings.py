@@ -54,6 +54,9 @@ class AgentSettings(msgspec.Struct, frozen=True):
     readiness: Annotated[str, _doc("IP:PORT for readiness checks; empty: none.")] = "127.0.0.1:15021"
     access_log: Annotated[str, _doc("File for one line a connection; '-': stdout, empty: none.")] = "-"
     log_level: Annotated[str, _doc("debug, info, warning or error.")] = "info"
+    overtime: Annotated[Seconds, _doc("How long connections may outlive the certificates of their tunnel.")] = Duration(
+        86400
+    )
     drain: Annotated[Seconds, _doc("How long connections may finish when the agent stops.")] = Duration(5)
     marks: MarkSettings = MarkSettings()
 

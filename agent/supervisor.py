@@ -31,7 +31,7 @@ from agent.telemetry.endpoints import Page, open_listener, serve_pages
 from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
 from agent.topics import Topics
-from agent.view import Intake, MeshView
+from agent.view import Change, Intake, MeshView
 from agent.workers import Workers
 from ca.client import Client, ClientError
 from ca.contract import SignResponse
@@ -89,10 +89,12 @@ class Supervisor:
         self.workers = Workers(
             self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke()
         )
+        self.workers.overtime = float(settings.overtime)
         self.workers.trust(self._roots)
         self.own = Renewal(self._renew_own, self._own_renewed, self._failed, time.time, rng)
         self.own.want([str(self._identity)])
         self.own.schedule.hold(node_leaf)
+        self._revoked = view.snapshot.revoked
         self.renewal = Renewal(self._sign, self._signed, self._failed, time.time, rng)
         left = self.state.ports().namespaces.values()
         self.capture = Capture(
@@ -113,7 +115,7 @@ class Supervisor:
             self._client,
             Intake(view),
             version,
-            took=self.activation.take,
+            took=self._took,
             trusted=self._trusted,
             answer=self._answer,
             met=self._met,
@@ -227,6 +229,14 @@ class Supervisor:
 
     def _reported(self) -> None:
         self.centre.report(self.activation.active, self.activation.problems)
+
+    def _took(self, change: Change) -> None:
+        revoked, before = change.view.snapshot.revoked, self._revoked
+        self.activation.take(change)
+        if revoked is not before:
+            self._revoked = revoked
+            for uri in self.renewal.distrust(revoked):
+                log.warning("certificate-revoked", identity=uri)
 
     async def _trusted(self, pem: bytes) -> None:
         if pem == self._roots:

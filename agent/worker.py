@@ -57,6 +57,7 @@ from agent.tunnel.terms import Standing
 from ca.contract import ResourceName
 from ca.resources.kinds import decode_known
 from ca.resources.metadata import Key
+from ca.revoked import Revoked
 
 _TELL = 0.05  # seconds over which opened and closed connections are gathered into one message
 _QUEUE = 4096  # messages for the supervisor that may wait; records beyond it are dropped and counted
@@ -70,6 +71,7 @@ class Worker:
     def __init__(self, channel: "Channel[FROM_WORKER, TO_WORKER]", config: Configure, nursery: trio.Nursery) -> None:
         self._channel = channel
         self.snapshot = Snapshot(config.node)
+        self._overtime = config.overtime
         self.relay = Relay()
         self._news = trio.Event()
         self.book = Book(config.worker, lambda: self._news.set())
@@ -130,7 +132,9 @@ class Worker:
             case Roots(pem):
                 self.credentials.trust(pem)
             case Identity(uri, chain, key):
-                self.credentials.put(uri, chain, key)
+                serial = self.credentials.put(uri, chain, key)
+                for link in [x for x in self.links if str(x.local) == uri and x.terms.local_serial != serial]:
+                    link.drain()  # so that new connections go by the new certificate
             case Forget(uri):
                 self.credentials.forget(uri)
                 for link in [x for x in self.links if str(x.local) == uri]:
@@ -162,10 +166,22 @@ class Worker:
         rejudge(self.book, self.authorizer, before, after, None if view.reset else {*(r.key for r in put), *delete})
         self.authorizer.forget(after)
         if after.revoked is not before.revoked:
-            for link in self.links:
-                if why := link.terms.objection(after.revoked):
-                    link.close(why)
+            self._distrust(after.revoked)
         self.say(Active(view.revision))
+
+    def _distrust(self, revoked: Revoked) -> None:
+        """End the tunnels that stand on what is revoked, and say so."""
+        for link in self.links:
+            if why := link.terms.objection(revoked):
+                self._end(link, why, Verdict.REFUSED)
+                self.say(Notice("warning", "tunnel_revoked", {"peer": link.peer_address, "reason": why}))
+
+    def _end(self, link: Link, reason: str, verdict: Verdict) -> None:
+        """Close a tunnel; its connections go on record with the reason, and look for no other."""
+        for entry in [e for e in self.book.live.values() if e.tunnel == link.number]:
+            if entry.carrier is not None:
+                entry.carrier.abort(reason, verdict)
+        link.close(reason)
 
     @property
     def links(self) -> list[Link]:
@@ -206,11 +222,11 @@ class Worker:
             self.listeners.resume()
             for link in self.links:
                 link.core.tick()
-                match link.terms.standing(time.time()):
+                match link.terms.standing(time.time(), self._overtime):
                     case Standing.ENDING if not link.core.draining:
                         link.drain()
                     case Standing.OVER:
-                        link.close("the certificates it was made with ended a day ago")
+                        self._end(link, "the certificate of its tunnel has ended, and its overtime too", Verdict.FAILED)
                 silent = now - link.heard
                 if silent > _LOST and link.core.pinged:
                     link.close(f"the peer at {link.peer_address} has been silent for {silent:.0f} s")

@@ -94,6 +94,8 @@ class Workers:
         self._draining = False
         self._borrowing = True
         self.restarts = 0
+        self.overtime = 0.0
+        """Seconds that connections may outlive the certificates of their tunnel; for workers started from then on."""
 
     # ---- what they know
 
@@ -244,7 +246,7 @@ class Workers:
     def _configure(self, child: Child) -> Configure:
         uid, gid = self._account
         spoof = self._marks.spoof if self._borrowing else 0
-        return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid)
+        return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid, self.overtime)
 
     def _hand_over(self, child: Child) -> None:
         if child.draining:

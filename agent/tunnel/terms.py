@@ -2,7 +2,7 @@
 
 A tunnel is judged once at its handshake and may then live for days, so what the handshake saw is kept: a certificate
 that is revoked later ends the tunnels it made (`objection`), one that ends takes no new connections into them, and
-those that are open have OVERTIME seconds more. Without that bound a stolen key would be good for as long as somebody
+those that are open have `overtime` seconds more. Without that bound a stolen key would be good for as long as somebody
 keeps a connection open; without overtime a database connection would break once a day.
 """
 
@@ -15,9 +15,6 @@ from ca.identity import WorkloadIdentity
 from ca.revoked import Revoked
 from ca.tls import Machine
 from ca.x509 import serial
-
-OVERTIME = 86400.0
-"""Seconds for which connections may outlive the certificates of their tunnel: another life of such a certificate."""
 
 
 class Standing(enum.Enum):
@@ -45,11 +42,11 @@ class Terms:
             return ""
         return revoked.objection(self.peer, self.peer_serial) or revoked.objection(self.local, self.local_serial)
 
-    def standing(self, now: float) -> Standing:
+    def standing(self, now: float, overtime: float) -> Standing:
         """What a tunnel may still do at `now`."""
         if now < self.ends:
             return Standing.GOOD
-        return Standing.ENDING if now < self.ends + OVERTIME else Standing.OVER
+        return Standing.ENDING if now < self.ends + overtime else Standing.OVER
 
 
 def agreed(machine: Machine, local: WorkloadIdentity, peer: WorkloadIdentity) -> Terms:

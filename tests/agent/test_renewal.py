@@ -6,6 +6,9 @@ import trio.testing
 
 from agent.leaf import Leaf
 from agent.renewal import AT_ONCE, LAST_PAUSE, IssueError, Renewal, Schedule
+from ca.resources.metadata import Metadata
+from ca.resources.revocation import Revocation, RevocationSpec
+from ca.revoked import NONE_REVOKED
 
 DAY = 86400.0
 START = 1_800_000_000.0
@@ -228,3 +231,26 @@ async def test_a_certificate_from_another_time_is_refused(autojump_clock, nurser
     nursery.start_soon(centre.renewal.run)
     await trio.testing.wait_all_tasks_blocked()
     assert "clock" in centre.failures[0][1]
+
+
+def test_a_revoked_certificate_is_replaced_at_once_and_before_others() -> None:
+    s = schedule("a", "b", "c")
+    for uri in s.take(START, 0):
+        s.hold(Leaf(uri, b"", b"", START, START + DAY, uri.upper()))
+    assert s.take(START + 60, 10) == []
+    revoked = NONE_REVOKED.put(Revocation(Metadata("x"), RevocationSpec(serials=("b",))))
+    assert s.distrust(revoked, 10) == {"b"}
+    assert s.take(START + 60, 11) == ["b"]
+    s.hold(Leaf("b", b"", b"", START, START + DAY, "BB"))
+    assert s.distrust(revoked, 12) == set()
+    assert s.take(START + 60, 13) == []
+
+
+def test_who_was_refused_asks_again_when_what_is_revoked_changes() -> None:
+    s = schedule("a")
+    for _ in range(8):
+        s.take(START, 1e6)
+        s.failed("a", "revoked", 1000)
+    assert s.take(START, 1002) == []
+    s.distrust(NONE_REVOKED, 1001)
+    assert s.take(START, 1002) == ["a"]

@@ -2,12 +2,13 @@
 
 import pytest
 
-from agent.tunnel.terms import OVERTIME, Standing, Terms
+from agent.tunnel.terms import Standing, Terms
 from ca.identity import WorkloadIdentity
 from ca.resources.metadata import Metadata
 from ca.resources.revocation import Revocation, RevocationSpec
 from ca.revoked import NONE_REVOKED
 
+OVERTIME = 60.0
 WEB, DB = WorkloadIdentity("td", "shop", "web"), WorkloadIdentity("td", "shop", "db")
 TERMS = Terms(WEB, DB, "1f", "2a", 1000.0)
 
@@ -22,7 +23,7 @@ TERMS = Terms(WEB, DB, "1f", "2a", 1000.0)
     ],
 )
 def test_connections_may_outlive_the_certificates_a_while(now: float, standing: Standing) -> None:
-    assert TERMS.standing(now) is standing
+    assert TERMS.standing(now, OVERTIME) is standing
 
 
 @pytest.mark.parametrize(
