@@ -75,19 +75,16 @@ class Arrivals:
             sock.close()
             self._refused(peer, why)
             return
-        try:
-            link = Link(
-                self._relay,
-                sock,
-                machine,
-                self._shared.core(client=False),
-                self,
-                number=self._shared.number(self._worker),
-                terms=terms,
-            )
-        except OSError:
-            sock.close()  # the peer hung up right after its handshake
-            return
+        link = Link(
+            self._relay,
+            sock,
+            machine,
+            self._shared.core(client=False),
+            self,
+            number=self._shared.number(self._worker),
+            terms=terms,
+            address=peer,
+        )
         self.links.add(link)
         link.start()
 

@@ -84,10 +84,12 @@ class Link:
         *,
         number: str,
         terms: Terms,
+        address: str,
     ) -> None:
+        """`address` is the peer's: its socket may not know any more, if it hung up right after the handshake."""
         self.relay, self.core, self.number, self.terms = relay, core, number, terms
         self.local, self.peer = terms.local, terms.peer
-        self.peer_address: str = sock.getpeername()[0]
+        self.peer_address = address
         self.closed = False
         self.reason = ""  # why it was closed
         self.heard = time.monotonic()
@@ -237,7 +239,12 @@ class Link:
     def _gone(self, error: OSError) -> None:
         self.core.outgoing.clear()
         self._drop_batch()
-        self.close(f"the peer at {self.peer_address} is gone: {error.strerror}")
+        self._lost(f"is gone: {error.strerror}")
+
+    def _lost(self, how: str) -> None:
+        # In TLS 1.3 a server that refuses our certificate says so only after our handshake is done.
+        hint = "" if self.core.settled else "; did it refuse our certificate?"
+        self.close(f"the peer at {self.peer_address} {how}{hint}")
 
     def _resume(self) -> None:
         while self._unsent:
@@ -281,7 +288,7 @@ class Link:
                 self._gone(error)
                 return
             if n == 0:
-                self.close(f"the peer at {self.peer_address} closed the tunnel")
+                self._lost("closed the tunnel")
                 return
             self.received += n
             self.heard = time.monotonic()
@@ -305,7 +312,7 @@ class Link:
             except TlsClosed:
                 self.close("")
             except TlsError as error:
-                self.close(f"the peer at {self.peer_address} broke TLS: {error}")
+                self._lost(f"broke TLS: {error}")
             else:
                 self._act(memory.view[:n])
 

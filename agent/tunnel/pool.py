@@ -120,7 +120,7 @@ class Pool:
                 raise HandshakeError(f"this node holds no certificate for {key.source}")
             sock, machine = await dial(key.address, key.port, self._mark, ctx, key.destination)
             link = self._link(key, sock, machine)
-        except (HandshakeError, OSError) as error:
+        except HandshakeError as error:
             place.dialling = False
             self._fail(key, place, str(error))
             return
@@ -133,19 +133,16 @@ class Pool:
         if why := terms.objection(self._credentials.revoked):
             sock.close()
             raise HandshakeError(why)
-        try:
-            link = Link(
-                self._relay,
-                sock,
-                machine,
-                self._shared.core(client=True),
-                self,
-                number=self._shared.number(self._worker),
-                terms=terms,
-            )
-        except OSError:
-            sock.close()  # the peer hung up right after its handshake
-            raise
+        link = Link(
+            self._relay,
+            sock,
+            machine,
+            self._shared.core(client=True),
+            self,
+            number=self._shared.number(self._worker),
+            terms=terms,
+            address=key.address,
+        )
         self._keys[link] = key
         link.start()
         return link

@@ -67,11 +67,12 @@ class OurWorker:
         assert isinstance(found, Tables)
         return found
 
-    async def record(self, port: int, skip: int = 0) -> Connection:
-        """The record of the first connection to `port` that has ended, or of the one after `skip` others."""
+    async def record(self, port: int | None, skip: int = 0) -> Connection:
+        """Of the connections to `port` (None: to nowhere) that have ended, the first, or the one after `skip` others."""
 
         def found() -> list[Connection]:
-            return [c for c in self._closed if c.destination.address.endswith(f":{port}") and c.opened >= self._since]
+            there = [c for c in self._closed if c.opened >= self._since]
+            return [c for c in there if c.destination.address.rpartition(":")[2] == str(port or "")]
 
         await self._until(lambda: len(found()) > skip, f"end a connection to port {port}")
         return found()[skip]

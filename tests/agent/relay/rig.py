@@ -198,7 +198,8 @@ class Rig:
     def _link(self, node: Node, sock: socket.socket, machine: tls.Machine, *, client: bool) -> Link:
         local, peer = (WEB, DB) if client else (DB, WEB)
         core = node.shared.core(client=client)
-        return Link(node.relay, sock, machine, core, node, number="t1", terms=agreed(machine, local, peer))
+        terms, address = agreed(machine, local, peer), sock.getpeername()[0]
+        return Link(node.relay, sock, machine, core, node, number="t1", terms=terms, address=address)
 
     def _taken(self, link: Link, asked: Asked) -> None:
         """Connect the asked stream to the application that waits for it."""
