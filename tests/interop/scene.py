@@ -11,6 +11,7 @@ ten ports from the Door's `base` on.
 """
 
 import datetime
+import resource
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -169,6 +170,9 @@ def _doors(theirs: str) -> Iterator[tuple[Door, int]]:
 @contextmanager
 def scene() -> Iterator[Scene]:
     """A running scene for the time of the block; not bound to an event loop."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Children inherit it: more than a thousand connections at once, some with both ends in one process.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(limits[1], 8192)), limits[1]))
     lab = make_lab()
     try:
         made = _build(lab)
@@ -182,6 +186,7 @@ def scene() -> Iterator[Scene]:
                 trio.run(made.worker.close)
     finally:
         trio.run(lab.close)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def _build(lab: Lab) -> Scene:
