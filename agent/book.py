@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from agent.connections import Connection, Direction, Party, Security, Verdict
 from agent.policy import Facts
 
-KEEP = 8192
+KEEP = 2**15
 """Closed records kept for the supervisor; beyond that the oldest are dropped, and counted: traffic never waits."""
 
 

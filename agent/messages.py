@@ -110,7 +110,7 @@ class Drain(ToWorker, frozen=True, tag="drain"):
 
 
 class Inquire(ToWorker, frozen=True, tag="inquire"):
-    """Asks for the live tables; answered by Tables with the same `id`."""
+    """Asks for the live tables; answered by Tables with the same `id`. With id 0 only for a sign of life: gauges."""
 
     id: int
 
