@@ -45,9 +45,6 @@ _FAR = {
     "server_name": "%REQUESTED_SERVER_NAME%",
     "tls": "%DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_TLS_CIPHER%",
     "status": "%RESPONSE_CODE%",
-    "flags": "%RESPONSE_FLAGS%",
-    "details": "%RESPONSE_CODE_DETAILS%",
-    "connection": "%CONNECTION_ID%",
 }
 
 

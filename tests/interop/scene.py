@@ -5,6 +5,7 @@ ours                                            theirs
   shop/db     serves, at the node's address       shop/bank   serves: Envoy as server, its Doors
   shop/vault  as db, but policy denies till
   shop/solo   serves, at an address of its own
+  shop/six    serves, at an IPv6 address
 
 In the mesh view each Door is a node of its own, since each has a tunnel port of its own; and one workload, which has
 ten ports from the Door's `base` on.
@@ -16,7 +17,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -44,8 +45,8 @@ from tests.interop.ours import OurWorker
 
 DOMAIN = "interop.example"
 TUNNEL, CAPTURE = 15008, 15101
-DB, CLOSED, VAULT, SOLO, NOWHERE = 8100, 8101, 8102, 8103, 8104
-"""Ports of ours: open, with nobody behind, refused by policy, at another address, and of no workload at all."""
+DB, CLOSED, VAULT, SOLO, NOWHERE, SIX = 8100, 8101, 8102, 8103, 8104, 8105
+"""Ports of ours: open, nobody behind it, refused by policy, at another address, of no workload, and at IPv6."""
 SOLO_ADDRESS = "10.77.1.99"
 SMALL = {"initial_stream_window_size": 65535, "initial_connection_window_size": 65535}
 """The least that HTTP/2 knows without asking for less."""
@@ -81,9 +82,8 @@ class Scene:
     ways: dict[str, Way]
     tunnels: socket.socket
     captured: socket.socket
-    root: bytes = b""
-    worker: OurWorker | None = None
-    envoy: Envoy | None = None
+    worker: OurWorker = field(init=False)
+    envoy: Envoy = field(init=False)
 
     def lane(self, name: str) -> Lane:
         """`us NAME` leads through a Way of Envoy's to our worker, `envoy NAME` from our worker through a Door."""
@@ -91,8 +91,8 @@ class Scene:
         ours, theirs = Place(self.ours.namespace), Place(self.theirs.namespace)
         if to == "us":
             way = self.ways[name]
-            address, _, port = way.authority.partition(":")
-            return Lane(theirs, "127.0.0.1", way.port, ours, address, int(port))
+            address, _, port = way.authority.rpartition(":")
+            return Lane(theirs, "127.0.0.1", way.port, ours, address.strip("[]"), int(port))
         base = self.doors[name][1]
         return Lane(ours, self.theirs.address, base, theirs, self.theirs.address, base)
 
@@ -101,7 +101,7 @@ class Scene:
         worker = OurWorker(self.lab, self.ours, name)
         await worker.say(Configure("ours", number, Marks().agent, 0, WORKER_UID, WORKER_UID))
         await worker.say(Roots((self.certificates / "roots.pem").read_bytes()))
-        for account in ("web", "db", "vault", "solo"):
+        for account in ("web", "db", "vault", "solo", "six"):
             chain, key = ((self.certificates / f"{account}.{kind}").read_bytes() for kind in ("pem", "key"))
             await worker.say(Identity(str(identity(account)), chain, key))
         await worker.say(View(1, [encode(r) for r in self._view()], reset=True))
@@ -119,6 +119,7 @@ class Scene:
         for account, ports in (("web", ()), ("db", (DB, CLOSED)), ("vault", (VAULT,))):
             yield _workload(account, WorkloadSpec("ours", account, ports=ports))
         yield _workload("solo", WorkloadSpec("ours", "solo", SOLO_ADDRESS, (SOLO,)))
+        yield _workload("six", WorkloadSpec("ours", "six", self.ours.address6, (SIX,)))
         for name, (door, base) in self.doors.items():
             yield Node(Metadata(name), NodeSpec(self.theirs.address, door.port))
             yield _workload(f"bank-{name}", WorkloadSpec(name, "bank", ports=tuple(range(base, base + 10))))
@@ -133,8 +134,8 @@ def _workload(name: str, spec: WorkloadSpec) -> Workload:
     return Workload(Metadata(name, "shop", {"mesh": "on", "app": name}), spec)
 
 
-def _ways(ours: str) -> Iterator[Way]:
-    node, db, vault = f"{ours}:{TUNNEL}", identity("db"), identity("vault")
+def _ways(ours: str, ours6: str) -> Iterator[Way]:
+    node, db, vault, six = f"{ours}:{TUNNEL}", identity("db"), identity("vault"), identity("six")
     yield Way("plain", 9100, f"{ours}:{DB}", node, str(db), db.sni)
     yield Way("small", 9101, f"{ours}:{DB}", node, str(db), db.sni, http2=SMALL)
     yield Way("closed", 9102, f"{ours}:{CLOSED}", node, str(db), db.sni)
@@ -142,6 +143,7 @@ def _ways(ours: str) -> Iterator[Way]:
     yield Way("nowhere", 9104, f"{ours}:{NOWHERE}", node, str(db), db.sni)
     yield Way("another's", 9105, f"{ours}:{DB}", node, str(vault), vault.sni)
     yield Way("by-name", 9106, f"db.shop.mesh:{DB}", node, str(db), db.sni)
+    yield Way("six", 9114, f"[{ours6}]:{SIX}", node, str(six), six.sni)
     yield Way("no-sni", 9107, f"{SOLO_ADDRESS}:{SOLO}", f"{SOLO_ADDRESS}:{TUNNEL}", str(identity("solo")))
     yield Way("no-sni-shared", 9108, f"{ours}:{DB}", node, str(db))
     yield Way("sni-of-nobody", 9109, f"{ours}:{DB}", node, str(db), identity("nobody").sni)
@@ -179,11 +181,10 @@ def scene() -> Iterator[Scene]:
         try:
             trio.run(_start, made)
             yield made
+            trio.run(made.worker.close)
         finally:
             made.tunnels.close()
             made.captured.close()
-            if made.worker is not None:
-                trio.run(made.worker.close)
     finally:
         trio.run(lab.close)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -210,7 +211,7 @@ def _build(lab: Lab) -> Scene:
 
     tunnels, captured = ours.namespace.run(sockets)
     doors = {door.name: (door, base) for door, base in _doors(theirs.address)}
-    ways = {way.name: way for way in _ways(ours.address)}
+    ways = {way.name: way for way in _ways(ours.address, ours.address6)}
     return Scene(lab, ours, theirs, certificates, doors, ways, tunnels, captured)
 
 
@@ -232,7 +233,7 @@ def _certify(directory: Path) -> None:
     root, stranger = x509.new_root(DOMAIN, now, day), x509.new_root(DOMAIN, now, day)
     issuing, forged = x509.new_issuing(root, now, day), x509.new_issuing(stranger, now, day)
     leaves: list[tuple[str, AnyIdentity, x509.Issuer]] = [
-        (account, identity(account), issuing) for account in ("web", "db", "vault", "solo", "till", "bank")
+        (account, identity(account), issuing) for account in ("web", "db", "vault", "solo", "six", "till", "bank")
     ]
     leaves += [("node", NodeIdentity(DOMAIN, "theirs"), issuing), ("foreign", identity("till"), forged)]
     for name, who, issuer in leaves:

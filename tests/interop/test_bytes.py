@@ -27,15 +27,16 @@ async def conversation(lane: Lane, handler: traffic.Handler) -> AsyncIterator[tr
             yield stream
 
 
-async def test_envoy_calls_us(scene: Scene) -> None:
-    lane = scene.lane("us plain")
+@pytest.mark.parametrize(("name", "server"), [("us plain", "db"), ("us six", "six")])
+async def test_envoy_calls_us(scene: Scene, name: str, server: str) -> None:
+    lane = scene.lane(name)
     async with conversation(lane, traffic.echo) as stream:
         await stream.send_all(b"over the fence")
         await stream.send_eof()
         assert await traffic.read_all(stream) == b"over the fence"
     record = await scene.worker.record(lane.served_port)
     assert (record.source.identity, record.source.workload) == (str(identity("till")), "")
-    assert (record.destination.identity, record.destination.workload) == (str(identity("db")), "shop/db")
+    assert (record.destination.identity, record.destination.workload) == (str(identity(server)), f"shop/{server}")
     assert (record.verdict, record.reason) == (Verdict.ALLOWED, "")
     assert (record.sent, record.received) == (14, 14)
 
@@ -181,12 +182,12 @@ async def test_behind_envoy_a_server_that_ends_first_is_heard_to_its_end(scene: 
         await traffic.drain(stream)
 
     async with conversation(lane, end_first) as stream:
-        await trio.sleep(0.2)  # so that everything, the reset too, reaches our worker before the caller reads
+        # Everything, the reset too, has reached our worker before the caller reads.
+        record = await scene.worker.record(lane.served_port)
         assert len(await traffic.read_all(stream)) == size
         with pytest.raises(trio.BrokenResourceError):  # noqa: PT012 - until the kernel has the answer to the first
             while True:
                 await stream.send_all(b"but not from me")
-    record = await scene.worker.record(lane.served_port)
     assert (record.verdict, record.reason, record.received) == (Verdict.ALLOWED, "", size)
 
 
