@@ -15,8 +15,8 @@ FULL = 64
 class Stocks:
     """By workload (namespace/name) and address family. Owns the sockets until they are taken."""
 
-    def __init__(self, want: Callable[[str, int, int], None]) -> None:
-        """`want(workload, family, count)` asks the supervisor for more."""
+    def __init__(self, want: Callable[[str, int, int], bool]) -> None:
+        """`want(workload, family, count)` asks the supervisor for more; False: not now, ask again when one is taken."""
         self._want = want
         self._shelves: dict[tuple[str, int], deque[socket.socket]] = {}
         self._ordered: dict[tuple[str, int], int] = {}
@@ -62,6 +62,5 @@ class Stocks:
 
     def _order(self, shelf: tuple[str, int]) -> None:
         have = len(self._shelves.get(shelf, ())) + self._ordered.get(shelf, 0)
-        if have <= FULL // 2:
+        if have <= FULL // 2 and self._want(*shelf, FULL - have):
             self._ordered[shelf] = self._ordered.get(shelf, 0) + FULL - have
-            self._want(*shelf, FULL - have)

@@ -90,7 +90,7 @@ class Worker:
             nursery,
             worker=config.worker,
             asked=lambda link, asked: inbound.asked(self.snapshot, link, asked),
-            refused=lambda peer, why: self.say(Notice("warning", "tunnel_refused", {"peer": peer, "reason": why})),
+            refused=self._refused,
         )
         outbound = Outbound(self.book, self.pool, inbound)
         self.listeners = Listeners(
@@ -103,13 +103,18 @@ class Worker:
         )
         self._nursery = nursery
 
-    def say(self, message: FromWorker) -> None:
-        """Queue a message for the supervisor; one too many is lost rather than waited for."""
+    def say(self, message: FromWorker) -> bool:
+        """Queue a message for the supervisor; one too many is lost rather than waited for, and False returned."""
         try:
             self._outbox.send_nowait(cast(FROM_WORKER, message))
         except trio.WouldBlock:
             if isinstance(message, Closed):
                 self.book.dropped += len(message.connections) + message.dropped
+            return False
+        return True
+
+    def _refused(self, peer: str, reason: str) -> None:
+        self.say(Notice("warning", "tunnel_refused", {"peer": peer, "reason": reason}))
 
     async def run(self) -> None:
         """Serve until the supervisor is gone or a drain is over."""

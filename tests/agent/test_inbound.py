@@ -99,7 +99,7 @@ class Target:
             1, [mesh(mode), node("n1"), node("n2", "10.0.0.2"), self.db, web, *extra], ()
         )
         self.inbound = Inbound(
-            r.target.relay, r.target.book, Stocks(lambda *_: None), Marks(0xC0170001, 0), Authorizer()
+            r.target.relay, r.target.book, Stocks(lambda *_: True), Marks(0xC0170001, 0), Authorizer()
         )
         r.target.take = lambda link, asked: self.inbound.asked(self.snapshot, link, asked)
 
@@ -286,7 +286,7 @@ class Plain:
         nursery.start_soon(self.relay.run)
         self.book = Book(1, lambda: None)
         self.wanted: list[tuple[str, int, int]] = []
-        self.stocks = Stocks(lambda *order: self.wanted.append(order))
+        self.stocks = Stocks(lambda *order: not self.wanted.append(order))
         self.stocks.serve(stocked or [])
         self.listener = trio.socket.from_stdlib_socket(socket.create_server(("127.0.0.2", 0)))
         self.port = self.listener.getsockname()[1]

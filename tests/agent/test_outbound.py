@@ -35,7 +35,7 @@ class Side:
         self.news = News()
         self.book = Book(number, self.news.tell)
         self.snapshot = Snapshot(name)
-        self.stocks = Stocks(lambda *_: None)
+        self.stocks = Stocks(lambda *_: True)
         self.inbound = Inbound(self.host.relay, self.book, self.stocks, Marks(0xC0170001, 0), Authorizer())
         self.outbound = Outbound(self.book, self.host.pool, self.inbound)
         self.host.arrivals._asked = lambda link, asked: self.inbound.asked(self.snapshot, link, asked)

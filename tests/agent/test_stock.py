@@ -11,7 +11,13 @@ class Shop:
 
     def __init__(self) -> None:
         self.orders: list[tuple[str, int, int]] = []
-        self.stocks = Stocks(lambda *order: self.orders.append(order))
+        self.deaf = False
+        self.stocks = Stocks(self._want)
+
+    def _want(self, *order) -> bool:
+        if not self.deaf:
+            self.orders.append(order)
+        return not self.deaf
 
     def deliver(self, name: str, family: int, count: int) -> None:
         self.stocks.add(name, family, [socket.socket(family).detach() for _ in range(count)])
@@ -70,3 +76,12 @@ def test_serving_the_same_again_orders_nothing_more():
     shop.stocks.serve(["shop/web"])
     shop.stocks.serve(["shop/web"])
     assert len(shop.orders) == 2
+
+
+def test_an_order_that_was_not_heard_is_given_again():
+    shop = Shop()
+    shop.deaf = True
+    shop.stocks.serve(["shop/web"])
+    shop.deaf = False
+    assert shop.stocks.take("shop/web", socket.AF_INET) is None
+    assert shop.orders == [("shop/web", socket.AF_INET, FULL)]
