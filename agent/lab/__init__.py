@@ -10,7 +10,8 @@ leaks      packets -> payload bytes seen in clear (pure)
 sniffer    the wire's packets -> `leaks`
 programs   real programs that know nothing of a mesh
 mesh       a centre and agents as real processes, driven by the command line
-story      what `culvert demo` shows
+orphans    what a killed lab left behind, and its removal
+demo       what `culvert demo` shows; with demo_scene (who takes part), demo_look (what it reads back), demo_voice
 
 Nothing here is part of the data path, and no other package imports it but the command line.
 """
