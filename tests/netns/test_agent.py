@@ -232,8 +232,8 @@ async def test_a_namespace_that_is_not_there_is_that_workloads_problem(two: Pair
     assert await two.captured(two.one) == {"shop/web": 1}
     answer = await two.ask(two.one, "workloads")
     assert any("network namespace /run/netns/nowhere" in problem for problem in answer["problems"])
-    central = (await two.mesh.status())["nodes"]
-    assert any("nowhere" in problem for n in central for problem in n.get("problems", []))
+    central = (await two.mesh.status()).nodes
+    assert any("nowhere" in problem for n in central for problem in n.problems)
     # It is captured as soon as it appears.
     late = Namespace("nowhere")
     late.create()
@@ -294,6 +294,7 @@ async def test_every_command_speaks_to_people_and_programs(two: Pair) -> None:
         assert people.strip()
         assert max(map(len, people.splitlines())) <= 80 or topic == "capture plan", people
         assert json.loads(await two.mesh.on(two.one, *topic.split(), "-o", "json"))
+    two.one.settings["COLUMNS"] = "250"
     assert "spiffe://demo.example/ns/shop/sa/web" in await two.mesh.on(two.one, "connections", "-o", "wide")
     ran = await two.mesh.try_on(two.one, "agent", "run")
     assert ran.status == 1
@@ -368,8 +369,9 @@ async def test_several_workers_share_the_work(two: Pair) -> None:
     await two.enrol()
     assert await soon(lambda: _workers(two, 3))
     place = Place(two.one.machine.namespace, 64001)
-    streams = [await dial(place, two.two.machine.address, 9090) for _ in range(30)]
-    for stream in streams:
+    streams = []
+    for _ in range(30):  # one after another: the server's queue has room for five
+        streams.append(stream := await dial(place, two.two.machine.address, 9090))
         assert (await stream.receive_some()).startswith(b"220")
     live = (await two.ask(two.one, "connections"))["live"]
     assert len({c["id"] for c in live}) == 30

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from agent.answers import (
     WorkloadRow,
     WorkloadsAnswer,
 )
-from agent.cli import main
+from agent.cli import main, node
 from agent.connections import Connection, Direction, Party, Security, Tunnel, Verdict
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"
@@ -68,6 +69,7 @@ def answering(path: Path, **topics: msgspec.Struct) -> Iterator[None]:
 @pytest.fixture
 def culvert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(node, "time", SimpleNamespace(time=lambda: NOW))
     path = tmp_path / "agent.sock"
 
     def run(command: str, **topics: msgspec.Struct) -> Result:
