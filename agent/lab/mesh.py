@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 import agent
+from agent.answers import StatusAnswer
 from agent.lab import programs, world
 from agent.lab.lab import Lab
 from agent.lab.place import Place
 from agent.lab.process import Process, eventually
 from agent.lab.programs import Ran
 from agent.lab.topology import Machine
+from ca import http
 from ca.client import Client
 from ca.contract import Status
 
@@ -154,17 +157,31 @@ class RunningMesh:
         return await Client.at_socket(self.directory / "central.sock").status()
 
     async def settled(self, seconds: float = 10.0) -> None:
-        """Wait until every running agent acts on the newest revision."""
+        """Wait until every running agent acts on the newest revision, and the centre knows it."""
         deadline = trio.current_time() + seconds
         while True:
             state = await self.status()
-            running = {n.name for n in self.nodes.values() if n.process and n.process.running}
-            late = [n for n in state.nodes if n.name in running and not (n.connected and n.active == state.revision)]
+            reported = {n.name: n.active if n.connected else -1 for n in state.nodes}
+            late = []
+            for node in self.nodes.values():
+                # The centre remembers what an agent reported before it was restarted, so the agent is asked as well.
+                if node.process and node.process.running:
+                    active = min(reported.get(node.name, -1), await self.active(node))
+                    late += [f"{node.name} acts on {active}"] if active < state.revision else []
             if not late:
                 return
             if trio.current_time() > deadline:
-                raise CulvertError(f"revision {state.revision} is not active after {seconds:g} s on {late}")
+                raise CulvertError(f"revision {state.revision} is not active after {seconds:g} s: {', '.join(late)}")
             await trio.sleep(0.02)
+
+    async def active(self, node: Node) -> int:
+        """The revision that a node's agent acts on; -1 if it does not answer."""
+        try:
+            async with await trio.open_unix_socket(node.directory / "run" / "agent.sock") as stream:
+                response = await http.request(stream, "GET", "/v1/status", host="agent")
+        except (OSError, trio.BrokenResourceError, http.HttpError):
+            return -1
+        return msgspec.json.decode(response.body, type=StatusAnswer).active if response.status == 200 else -1
 
     async def gone(self, node: Node) -> bool:
         """Whether the node's agent ends by itself soon."""
