@@ -17,7 +17,7 @@ from agent.renewal import Renewal
 from agent.state import State
 from agent.view import Change, MeshView
 from agent.workers import Workers
-from redirect.plan import Desired
+from redirect.desired import Desired
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 

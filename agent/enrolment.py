@@ -16,8 +16,8 @@ import msgspec
 from agent.view import MeshView
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
+from redirect.desired import Capture, Desired, Recognise
 from redirect.namespace import namespace_path
-from redirect.plan import Capture, Desired, Recognise
 
 HOST = ""
 """The place that is the node's own network namespace; every other place is the path of a workload's own."""

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from agent.enrolment import HOST
 from agent.messages import Role
+from redirect.desired import Desired, Marks
 from redirect.kernel import Counts, Kernel
 from redirect.namespace import in_namespace
 from redirect.netlink import CaptureError
 from redirect.origdst import listener
-from redirect.plan import Desired, Marks
 from redirect.watch import Watch
 
 OWN = "/proc/self/ns/net"

@@ -13,7 +13,7 @@ import msgspec
 from ca.duration import Duration
 from ca.resources.workload import NEVER_CAPTURED, Port
 from ca.settings import Loaded, Seconds, load
-from redirect.plan import Marks
+from redirect.desired import Marks
 
 FILE = Path("/etc/culvert/agent.toml")
 PREFIX = "CULVERT_AGENT_"

@@ -38,7 +38,7 @@ from ca.contract import SignResponse
 from ca.identity import NodeIdentity, parse
 from ca.notify import keep_watchdog, notify
 from ca.x509 import CertificateError
-from redirect.plan import Desired
+from redirect.desired import Desired
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 

@@ -36,9 +36,9 @@ from agent.messages import (
     View,
 )
 from agent.view import Change, MeshView, whole
+from redirect.desired import Marks
 from redirect.namespace import NamespaceError, in_namespace
 from redirect.origdst import spoof_socket
-from redirect.plan import Marks
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 

@@ -16,12 +16,14 @@ from typing import TypeVar
 from redirect import routing
 from redirect.compare import compare
 from redirect.decode import decode_base, decode_group, decode_rule
+from redirect.desired import Desired, Marks
 from redirect.encode import INET, Message, add_elements, remove_elements, remove_table, replace_table
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
+from redirect.names import BYPASSED, CAPTURED, FROM, MESH, TABLE
 from redirect.namespace import in_namespace
 from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink, Refused
-from redirect.plan import BYPASSED, CAPTURED, FROM, MESH, TABLE, Desired, Marks, endpoint_sets, plan
+from redirect.plan import endpoint_sets, plan
 from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap
 from redirect.transition import transition
 from redirect.watch import ROOM, SUBSYSTEM, Watch

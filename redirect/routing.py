@@ -9,9 +9,9 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from redirect.desired import Marks
 from redirect.frames import attribute, attributes
 from redirect.netlink import Netlink, Refused
-from redirect.plan import Marks
 
 NEW_ROUTE, DEL_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_RULE, DEL_RULE, GET_RULE = 32, 33, 34

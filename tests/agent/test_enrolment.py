@@ -21,7 +21,7 @@ from agent.enrolment import (
 from ca.resources.mesh import Egress, Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.workload import Match
-from redirect.plan import Capture, Desired, Recognise
+from redirect.desired import Capture, Desired, Recognise
 from tests.agent.views import mesh, node, view, workload
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"

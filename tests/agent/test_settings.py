@@ -5,7 +5,7 @@ import pytest
 
 from agent.settings import AccountError, AgentSettings, endpoint, load_settings, worker_account
 from ca.settings import SettingsError, describe
-from redirect.plan import Marks
+from redirect.desired import Marks
 
 
 def test_defaults_and_layers(tmp_path):

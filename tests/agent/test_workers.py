@@ -16,7 +16,7 @@ from agent import child as child_module
 from agent.messages import Closed, Opened, Role
 from agent.view import Change, Intake
 from agent.workers import Workers
-from redirect.plan import Marks
+from redirect.desired import Marks
 from tests.agent.certs import TestRoot
 from tests.agent.views import delta, mesh, node, view, workload
 

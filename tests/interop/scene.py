@@ -37,8 +37,8 @@ from ca.resources.metadata import Metadata, Selector
 from ca.resources.node import Node, NodeSpec
 from ca.resources.policy import Action, AuthorizationPolicy, AuthorizationPolicySpec, From, Rule, Source
 from ca.resources.workload import Workload, WorkloadSpec
+from redirect.desired import Marks
 from redirect.origdst import listener
-from redirect.plan import Marks
 from tests.interop import envoy
 from tests.interop.envoy import Door, Envoy, Way
 from tests.interop.ours import OurWorker

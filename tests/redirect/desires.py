@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from redirect.plan import Capture, Desired, Recognise
+from redirect.desired import Capture, Desired, Recognise
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)

@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 
+from redirect.desired import Capture, Desired, Marks, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from redirect.netlink import CaptureError
 from redirect.origdst import spoof_socket
-from redirect.plan import Capture, Desired, Marks, Recognise
 from redirect.routing import PROTOCOL
 from tests.redirect.conftest import Wire
 from tests.redirect.traffic import MARKS, Seen, Server, as_user, family, ip

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from redirect.cgroup import locate
+from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Counts, Kernel
 from redirect.namespace import in_namespace
-from redirect.plan import Capture, Desired, Recognise
 from tests.redirect.conftest import Wire
 from tests.redirect.traffic import MARKS, REFUSED, Seen, Server, nft, reached, reached_from_cgroup
 

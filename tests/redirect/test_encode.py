@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redirect.decode import decode_rule
+from redirect.desired import Desired
 from redirect.encode import add_elements, batch, remove_table, replace_table
 from redirect.frames import attributes, split
-from redirect.plan import Desired, plan
+from redirect.plan import plan
 from redirect.ruleset import Code, Key, Rule, Ruleset, Set, Verdict, VerdictMap
 from tests.redirect.desires import desired as desires
 

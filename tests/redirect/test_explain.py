@@ -2,9 +2,10 @@ import errno
 
 import pytest
 
+from redirect.desired import Capture, Desired, Recognise
 from redirect.explain import explain
 from redirect.netlink import Refusal, Refused
-from redirect.plan import Capture, Desired, Recognise, plan
+from redirect.plan import plan
 from redirect.render import render_rule
 
 

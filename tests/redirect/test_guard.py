@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
-from redirect.plan import Capture, Desired, Recognise
 from tests.redirect.conftest import Wire
 from tests.redirect.traffic import MARKS, REFUSED, Server, reached
 

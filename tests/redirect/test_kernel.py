@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Counts, Kernel
 from redirect.netlink import CaptureError
-from redirect.plan import Capture, Desired, Recognise
 from tests.redirect.conftest import Wire
 from tests.redirect.desires import desired as desires
 from tests.redirect.traffic import REFUSED, Server, ip, nft, reached
@@ -157,7 +157,7 @@ def test_without_privilege_the_error_says_what_is_missing() -> None:
     code = (
         "import os\n"
         "from redirect.kernel import Kernel\n"
-        "from redirect.plan import Desired\n"
+        "from redirect.desired import Desired\n"
         "os.setresuid(65534, 65534, 65534)\n"
         "try: Kernel().apply(Desired())\n"
         "except Exception as error: print(type(error).__name__, error)\n"

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from redirect.plan import Capture, Desired, Recognise, plan
+from redirect.desired import Capture, Desired, Recognise
+from redirect.plan import plan
 from redirect.ruleset import Code, Redirect, Ruleset, Verdict
 from tests.redirect.desires import desired as desires
 

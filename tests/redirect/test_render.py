@@ -1,8 +1,9 @@
 from pathlib import Path
 
 from redirect.compare import compare
+from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Kernel
-from redirect.plan import Capture, Desired, Recognise, plan
+from redirect.plan import plan
 from redirect.render import render
 from tests.redirect.traffic import nft
 

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 
+from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Kernel
-from redirect.plan import Capture, Desired, Recognise, plan
+from redirect.plan import plan
 from redirect.transition import transition
 from tests.redirect.desires import desired as desires
 from tests.redirect.traffic import nft

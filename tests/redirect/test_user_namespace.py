@@ -10,7 +10,7 @@ SCRIPT = """
 import socket, subprocess
 from redirect.kernel import Kernel
 from redirect.origdst import dial_socket, listener, original_destination, spoof_socket
-from redirect.plan import Capture, Desired, Marks, Recognise
+from redirect.desired import Capture, Desired, Marks, Recognise
 
 def ip(*words):
     subprocess.run(["ip", *words], check=True)

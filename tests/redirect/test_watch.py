@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Kernel
-from redirect.plan import Capture, Desired, Recognise
 from redirect.watch import Watch
 from tests.redirect.traffic import nft
 

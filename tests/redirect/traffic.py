@@ -9,9 +9,9 @@ import sys
 import threading
 from dataclasses import dataclass
 
+from redirect.desired import Marks
 from redirect.namespace import in_namespace
 from redirect.origdst import SO_MARK, NotRedirected, listener, original_destination
-from redirect.plan import Marks
 
 MARKS = Marks()
 REFUSED = "refused"

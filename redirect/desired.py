@@ -1,0 +1,55 @@
+"""What is to be captured: the facts that the table depends on."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Packet marks: `agent` on what the agent sends, `spoof` on what it sends from a foreign source address."""
+
+    agent: int = 0xC0170001
+    spoof: int = 0xC0170002
+    mask: int = 0xFFFF000F
+    route_table: int = 49175
+
+
+@dataclass(frozen=True, slots=True)
+class Recognise:
+    """How a workload's own connections are told: exactly one of the fields is set.
+
+    `cgroup` is (level, id): its depth below the cgroup v2 mount (1 for a child of the root) and the inode number of its
+    directory. `everything` means the whole network namespace is the workload's.
+    """
+
+    uid: int | None = None
+    cgroup: tuple[int, int] | None = None
+    address: str | None = None
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One enrolled local workload. `workload` is namespace/name; `port` is the outbound capture port kept for it;
+    `serves` are the (address, port) pairs at which it accepts connections; `shares_address` says that its address is
+    its node's, so that the same ports on the node's other addresses (loopback too) are its own as well."""
+
+    workload: str
+    recognise: Recognise
+    port: int
+    serves: tuple[tuple[str, int], ...] = ()
+    shares_address: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """All that the table depends on. `mesh` are the (address, port) pairs of every enrolled workload of the mesh;
+    `agent_uids` the uids whose marked packets are exempt; `inbound_port` where arriving plaintext goes;
+    `capture_all` is true for the egress modes observe and registry-only."""
+
+    captures: tuple[Capture, ...] = ()
+    mesh: frozenset[tuple[str, int]] = frozenset()
+    agent_uids: tuple[int, ...] = (0,)
+    never: frozenset[int] = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
+    inbound_port: int = 15006
+    capture_all: bool = False
+    marks: Marks = field(default_factory=Marks)

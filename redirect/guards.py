@@ -1,0 +1,69 @@
+"""The chains that refuse and bring back: arrivals at our ports, answers to borrowed addresses. Pure."""
+
+from redirect.desired import Desired, Marks
+from redirect.names import BORROW, GUARD
+from redirect.phrases import IS_TCP, rule
+from redirect.ruleset import (
+    CT_DIRECTION,
+    CT_MARK,
+    CT_STATUS,
+    DNAT,
+    DPORT,
+    MARK,
+    ORIGINAL,
+    REPLY,
+    SKUID,
+    SOCKET_MARK,
+    Base,
+    Chain,
+    Hook,
+    Match,
+    Member,
+    PutMark,
+    Reset,
+)
+
+
+def guard(desired: Desired) -> Chain:
+    """Who may arrive at our capture ports: redirected connections only, and at no socket but the agent's.
+
+    The second rule is for the time when the agent is away: another process could bind the port then and be handed
+    plaintext, but it cannot mark its socket. Where nothing listens there is no socket to ask and TCP itself refuses.
+    All packets towards these ports are asked, not just the first, so that a SYN cookie is no way in either.
+    """
+    marks = desired.marks
+    ours = (IS_TCP, Member((DPORT,), "kept-ports"), Match(CT_DIRECTION, ORIGINAL))
+    return Chain(
+        GUARD,
+        (
+            rule(*ours, Match(CT_STATUS, 0, DNAT), Reset(), comment="dialled directly"),
+            rule(*ours, Match(SOCKET_MARK, marks.agent, marks.mask, equal=False), Reset(), comment="not the agent's"),
+        ),
+        Base("filter", Hook.INPUT, 0),
+    )
+
+
+def borrow(marks: Marks) -> Chain:
+    """Connections that the agent makes from a caller's address: what the local application answers must stay here.
+
+    The connection remembers the mark, and the answers get it back; policy routing sends what is marked to loopback.
+    """
+    return Chain(
+        BORROW,
+        (
+            rule(
+                Match(CT_DIRECTION, REPLY),
+                Match(CT_MARK, marks.spoof, marks.mask),
+                PutMark(marks.spoof),
+                comment="answers to a borrowed address",
+            ),
+            rule(
+                Match(CT_DIRECTION, ORIGINAL),
+                Match(MARK, marks.spoof, marks.mask),
+                Member((SKUID,), "agents"),
+                PutMark(marks.spoof, connection=True),
+                comment="from a borrowed address",
+            ),
+        ),
+        Base("route", Hook.OUTPUT, -150),
+    )

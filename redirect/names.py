@@ -1,0 +1,16 @@
+"""How the parts of our table are called."""
+
+from redirect.ruleset import Key
+
+TABLE = "culvert"
+"""The one table we own, family inet; `nft delete table inet culvert` removes capture."""
+
+OUT, PRE, INBOUND, GUARD, BORROW = "out", "pre", "inbound", "guard", "borrow"
+FROM = "from/"
+"""Chains of workloads are called from/NAMESPACE/NAME."""
+CAPTURED, BYPASSED = "captured", "bypassed"
+"""Comments of the rules whose counters are connections captured and let through."""
+
+MESH = {Key.ENDPOINT4: "mesh4", Key.ENDPOINT6: "mesh6"}
+SERVES = {Key.ENDPOINT4: "serves4", Key.ENDPOINT6: "serves6"}
+BY_ADDRESS = {Key.ADDRESS4: "by-address4", Key.ADDRESS6: "by-address6"}
