@@ -175,13 +175,21 @@ _CALLS = {
 
 
 async def answer(
-    centre: Centre, caller: Caller, method: str, path: str, query: Mapping[str, str], version: str, body: bytes
+    centre: Centre,
+    caller: Caller,
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    version: str,
+    body: bytes,
+    serial: str = "",
 ) -> Reply:
-    """Make a call. `version` is the caller's contract version, empty if it stated none."""
+    """Make a call. `version` is the caller's contract version, empty if it stated none, `serial` that of the
+    certificate it showed."""
     bound = log.bind(call=f"{method} {path}"[:100], caller=_name(caller))
     try:
         call = _find(method, path)
-        if not (caller is None or isinstance(caller, Local)) and (why := centre.objection(caller)):
+        if not (caller is None or isinstance(caller, Local)) and (why := centre.objection(caller, serial)):
             raise _CallError(403, why, "revoked")
         if not call.may(centre, caller):
             raise _CallError(403, f"{method} {path} is for {call.who}; the caller is {_name(caller)}")
@@ -208,8 +216,10 @@ async def answer(
     return reply
 
 
-def may_watch(centre: Centre, caller: Caller) -> NodeIdentity:
-    """The node that opens a session; Refused when the caller is no node of this mesh."""
+def may_watch(centre: Centre, caller: Caller, serial: str = "") -> NodeIdentity:
+    """The node that opens a session; Refused when the caller is no node of this mesh, or not with this certificate."""
+    if isinstance(caller, NodeIdentity) and (why := centre.objection(caller, serial)):
+        raise Refused(why)
     if not isinstance(caller, NodeIdentity) or not centre.known(caller):
         raise Refused(f"a session is for a node of this mesh; the caller is {_name(caller)}")
     return caller

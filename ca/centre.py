@@ -25,14 +25,16 @@ from ca.contract import (
     TokenResponse,
 )
 from ca.feed import Feed
-from ca.identity import Identity, NodeIdentity, WorkloadIdentity
+from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
 from ca.registry import Outcome, RegistryError, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
 from ca.resources.node import Node, NodeSpec
+from ca.resources.revocation import Revocation
 from ca.resources.workload import canonical_address
+from ca.revoking import completed
 from ca.sessions import STALL, Sessions
-from ca.store import Batch, ConflictError, Store
+from ca.store import Batch, ConflictError, Store, StoredCertificate
 from ca.tokens import JoinToken, TokenError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -77,8 +79,24 @@ class Centre:
 
     async def apply(self, resources: Iterable[Resource], *, dry_run: bool = False) -> ApplyResponse:
         """Put objects, all or none. RegistryError."""
-        wanted = list(resources)
-        return await self._changed(lambda state: registry.change(state, wanted), dry_run=dry_run)
+        given = list(resources)
+        wanted = await self._completed(given)
+        response = await self._changed(lambda state: registry.change(state, wanted), dry_run=dry_run)
+        if wanted is not given and not dry_run and (more := await self._completed(wanted)) != wanted:
+            # Signed while we revoked: on record by now, since nothing is signed for them any more.
+            await self._changed(lambda state: registry.change(state, more))
+        return response
+
+    async def _completed(self, resources: list[Resource]) -> list[Resource]:
+        """The objects, Revocations with the serials of what their identity stands for."""
+        if not any(isinstance(r, Revocation) for r in resources):
+            return resources
+        now, store = self.now(), self._store
+
+        def complete() -> list[Resource]:
+            return [completed(r, _concerned(store, r), now) if isinstance(r, Revocation) else r for r in resources]
+
+        return await trio.to_thread.run_sync(complete)
 
     async def delete(self, keys: Iterable[Key]) -> ApplyResponse:
         """Delete objects, all or none. RegistryError."""
@@ -92,13 +110,14 @@ class Centre:
     async def create_token(self, node: str, ttl: float) -> TokenResponse:
         """A one-time token; its Node is made if there is none. Refused or RegistryError."""
         made: list[JoinToken] = []
-        now = self._now()
+        now = self.now()
         ttl_s = _seconds(ttl)
 
         def commit(batch: Batch) -> None:
             made.append(self.authority.create_token(node, ttl_s, now, self.advertise, batch))
 
         def invited(state: State) -> Outcome:
+            self._trusted(state, node)
             known = state.node(node)
             try:
                 return registry.change(state, [known or Node(metadata=Metadata(node))])
@@ -118,14 +137,15 @@ class Centre:
         except (TokenError, ValueError) as e:
             raise Refused(str(e)) from e
         # Before anything else, so that a stranger learns nothing of the mesh from what else might be wrong.
-        await trio.to_thread.run_sync(self.authority.check_token, token, self._now())
+        await trio.to_thread.run_sync(self.authority.check_token, token, self.now())
         made: list[Chain] = []
 
         def commit(batch: Batch) -> None:
-            made.append(self.authority.redeem(token, request.csr, self._now(), batch))
+            made.append(self.authority.redeem(token, request.csr, self.now(), batch))
 
         def joined(state: State) -> Outcome:
             known = state.node(token.node)
+            self._trusted(state, token.node)
             if known is None:
                 raise Refused(f"node {token.node} is no part of the mesh any more: have a new token made for it")
             return registry.change(state, [msgspec.structs.replace(known, spec=spec)])
@@ -137,7 +157,7 @@ class Centre:
     async def renew(self, node: NodeIdentity, csr: str) -> SignResponse:
         """The node's next certificate. Refused."""
         self._known(node)
-        return await self._signed(lambda: self.authority.renew_node(node, csr, self._now()))
+        return await self._signed(lambda: self.authority.renew_node(node, csr, self.now()), node)
 
     async def sign(self, node: NodeIdentity, csr: str) -> SignResponse:
         """A certificate for a workload of the node. Refused."""
@@ -149,11 +169,14 @@ class Centre:
                 raise Refused(why)
             return state.hosts(node.name, identity)
 
-        return await self._signed(lambda: self.authority.sign_workload(node, csr, hosted, self._now()))
+        return await self._signed(lambda: self.authority.sign_workload(node, csr, hosted, self.now()), node)
 
     async def sign_operator(self, name: str, csr: str) -> SignResponse:
         """A certificate for an operator, asked for at this machine. Refused."""
-        return await self._signed(lambda: self.authority.sign_operator(name, csr, self._now()))
+        operator = OperatorIdentity(self.trust_domain, name)
+        if why := self.objection(operator):
+            raise Refused(f"{why}: culvert ca unrevoke operator {name}")
+        return await self._signed(lambda: self.authority.sign_operator(name, csr, self.now()), operator)
 
     def list(self, kind: str, namespace: str, name: str) -> Listing:
         """The objects of a kind (all kinds if empty), narrowed by namespace and name unless those are empty."""
@@ -175,9 +198,18 @@ class Centre:
         """Whether the mesh still has that node: a certificate outlives a deletion, and a revocation."""
         return node.trust_domain == self.trust_domain and self._state.member(node.name)
 
-    def objection(self, identity: Identity) -> str:
-        """Why nobody may speak as `identity` any more; empty if somebody may."""
-        return self._state.objection(identity)
+    def objection(self, identity: Identity, serial: str = "") -> str:
+        """Why nobody may speak as `identity` any more, or with the certificate of that serial; empty if somebody
+        may."""
+        return self._state.objection(identity, serial)
+
+    def _trusted(self, state: State, node: str) -> None:
+        try:
+            why = state.objection(NodeIdentity(self.trust_domain, node))
+        except IdentityError as e:
+            raise Refused(str(e)) from e
+        if why:
+            raise Refused(f"{why}: culvert ca unrevoke node {node} comes first")
 
     def _known(self, node: NodeIdentity) -> None:
         if not self.known(node):
@@ -213,17 +245,31 @@ class Centre:
         self._state = state
         self.feed.publish(state)
 
-    async def _signed(self, sign: Callable[[], Chain]) -> SignResponse:
+    async def _signed(self, sign: Callable[[], Chain], asker: Identity) -> SignResponse:
         chain = await trio.to_thread.run_sync(sign)
+        if why := self.objection(asker):
+            raise Refused(why)  # meanwhile: `apply` has seen either us revoked or what we signed on record
         log.info("signed", identity=str(x509.identity_of(chain[0])), until=chain[0].not_valid_after_utc.isoformat())
         return SignResponse(x509.pem(*chain).decode(), self.roots())
 
-    def _now(self) -> datetime:
+    def now(self) -> datetime:
+        """The time by the clock of this centre."""
         return datetime.fromtimestamp(self._clock(), UTC)
 
 
 def _restored(store: Store) -> State:
     return registry.restore(store.meta()["incarnation"], store.contents())
+
+
+def _concerned(store: Store, revocation: Revocation) -> list[StoredCertificate]:
+    """Every certificate on record that the revocation could name: looked up, since the record may be long."""
+    spec = revocation.spec
+    found = [c for serial in spec.serials for c in store.certificates(serial=serial)]
+    if spec.identity:
+        found += store.certificates(spec.identity)
+        if isinstance(node := parse(spec.identity), NodeIdentity):
+            found += store.certificates(node=node.name)
+    return found
 
 
 def _seconds(ttl: float) -> timedelta:

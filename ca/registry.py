@@ -68,14 +68,18 @@ class State:
         node = self.objects.get(Key("Node", "", name))
         return node if isinstance(node, Node) else None
 
-    def objection(self, identity: Identity) -> str:
-        """Why nobody may speak as `identity` any more; empty if somebody may."""
-        return self.revoked.identity(identity)
+    def objection(self, identity: Identity, serial: str = "") -> str:
+        """Why nobody may speak as `identity` any more, or with the certificate of that serial; empty if somebody
+        may."""
+        return self.revoked.objection(identity, serial)
 
-    def member(self, node: str) -> bool:
-        """Whether the node is part of the mesh: it was not deleted, and is not revoked."""
+    def member(self, node: str, serial: str = "") -> bool:
+        """Whether the node is part of the mesh: it was not deleted, and neither it nor its certificate with this serial
+        is revoked."""
         mesh = self.mesh
-        return self.node(node) is not None and not (mesh and self.objection(NodeIdentity(mesh.spec.trust_domain, node)))
+        return self.node(node) is not None and not (
+            mesh and self.objection(NodeIdentity(mesh.spec.trust_domain, node), serial)
+        )
 
     def on_node(self, name: str) -> list[Workload]:
         """The workloads that name the node, in the order of their keys."""

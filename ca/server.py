@@ -193,7 +193,7 @@ class Front:
                     self._strangers -= 1
                     stranger = False
                     self._members += 1
-                await self._serve(channel, channel.peer, _left(channel))
+                await self._serve(channel, channel.peer, _left(channel), _serial(channel))
         except (ChannelError, OSError) as e:
             log.info("connection-failed", peer=_where(transport), why=str(e))
         except Exception:
@@ -219,21 +219,21 @@ class Front:
             except Exception:
                 log.exception("bug", peer="local")
 
-    async def _serve(self, stream: trio.abc.Stream, caller: api.Caller, seconds: float) -> None:
+    async def _serve(self, stream: trio.abc.Stream, caller: api.Caller, seconds: float, serial: str = "") -> None:
         async def handle(request: http.Request) -> http.Response:
             if request.path == api.SESSION and request.method == "GET":
-                return self._session(caller, request, seconds)
+                return self._session(caller, request, seconds, serial)
             version = request.header(VERSION_HEADER)
             reply = await api.answer(
-                self._centre, caller, request.method, request.path, request.query, version, request.body
+                self._centre, caller, request.method, request.path, request.query, version, request.body, serial
             )
             return http.Response(reply.status, reply.body, _HEADERS)
 
         await http.serve_connection(stream, handle, max_body=STRANGERS_BODY if caller is None else MAX_BODY)
 
-    def _session(self, caller: api.Caller, request: http.Request, seconds: float) -> http.Response:
+    def _session(self, caller: api.Caller, request: http.Request, seconds: float, serial: str) -> http.Response:
         try:
-            node = api.may_watch(self._centre, caller)
+            node = api.may_watch(self._centre, caller, serial)
         except Refused as e:
             reply = api.problem(403, str(e))
             return http.Response(reply.status, reply.body, _HEADERS)
@@ -243,7 +243,7 @@ class Front:
 
         async def run(stream: trio.abc.Stream, early: bytes) -> None:
             with trio.move_on_after(seconds) as life:
-                await self._centre.sessions.serve(node.name, centre_side(stream, early))
+                await self._centre.sessions.serve(node.name, centre_side(stream, early), serial)
             if life.cancelled_caught:
                 log.info("session-ended", node=node.name, why="its certificate has ended")
 
@@ -276,6 +276,11 @@ def _local_listener(path: Path) -> trio.SocketListener | None:
         return None
     finally:
         os.umask(before)
+
+
+def _serial(channel: Channel) -> str:
+    certificate = channel.peer_certificate
+    return "" if certificate is None else x509.serial(certificate)
 
 
 def _where(transport: trio.SocketStream) -> str:

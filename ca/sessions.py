@@ -56,6 +56,7 @@ class Session:
     node: str
     scope: trio.CancelScope
     frames: FrameStream[NODE_FRAMES]
+    serial: str = ""
     sending: trio.Lock = field(default_factory=trio.Lock)
     asked: dict[int, "trio.MemorySendChannel[Answer]"] = field(default_factory=dict)
     questions: "tuple[trio.MemorySendChannel[Ask], trio.MemoryReceiveChannel[Ask]]" = field(
@@ -127,10 +128,11 @@ class Sessions:
             raise AskError(f"node {node}: {answer.error}")
         return answer.body
 
-    async def serve(self, node: str, frames: FrameStream[NODE_FRAMES]) -> None:
-        """Run the node's session until it ends, for whatever reason; the caller then closes the stream."""
+    async def serve(self, node: str, frames: FrameStream[NODE_FRAMES], serial: str = "") -> None:
+        """Run the node's session until it ends, for whatever reason; the caller then closes the stream. `serial` is
+        that of the certificate it was opened with."""
         bound = log.bind(node=node)
-        session = Session(node, trio.CancelScope(), frames)
+        session = Session(node, trio.CancelScope(), frames, serial)
         try:
             with trio.fail_after(HELLO_WITHIN):
                 hello = await frames.receive()
@@ -167,7 +169,7 @@ class Sessions:
         told: tuple[LocalMatch, ...] | None = None
         hosted: object = None
         # Asked of the newest state: the first step may be a kept one from before this node was there.
-        while self._feed.state.member(session.node):
+        while self._feed.state.member(session.node, session.serial):
             now = step.state.hosted.get(session.node)
             if told is None or now is not hosted:
                 # The map's identity is the cheap test, most steps touch other nodes; the matches are the true one.

@@ -21,6 +21,7 @@ from ca.resources.revocation import (
     revocation_name,
     write_time,
 )
+from ca.revoking import restored
 
 _WHAT = click.Choice(["workload", "node", "operator", "identity", "serial"])
 
@@ -45,7 +46,8 @@ def revoke(what: str, name: str, reason: str, credential: Path | None) -> None:
     """Distrust it from now on: every node refuses it and ends what it has open.
 
     WHAT is workload (NAME is namespace/service-account), node, operator, identity (a spiffe:// URI) or serial (hex, as
-    culvert certificates shows it). A new certificate for a revoked serial works; a revoked identity gets none.
+    culvert certificates shows it). A revoked identity gets no certificate any more, and those it had are
+    revoked with it, for a node those of its workloads too. Who held a revoked serial gets a new certificate at once.
 
     \b
     culvert ca revoke workload shop/web --reason "key seen on a pastebin"
@@ -70,20 +72,36 @@ def revoke(what: str, name: str, reason: str, credential: Path | None) -> None:
 @ca.command()
 @click.argument("what", type=_WHAT)
 @click.argument("name")
+@click.option("--restore", is_flag=True, help="Also what was issued before: it was revoked by mistake.")
 @credential_option
-def unrevoke(what: str, name: str, credential: Path | None) -> None:
-    """Trust it again.
+def unrevoke(what: str, name: str, restore: bool, credential: Path | None) -> None:
+    """Let an identity be used again, with new certificates.
+
+    Those it had when it was revoked stay revoked: whoever copied one still has it. Workloads get theirs by themselves,
+    a node joins again with a new token. With --restore nothing stays revoked, as after culvert delete revocation.
 
     \b
     culvert ca unrevoke workload shop/web
+    culvert ca unrevoke node db-1 --restore
     """
 
-    async def delete(client: Client) -> ApplyResponse:
+    async def undo(client: Client) -> tuple[ApplyResponse, int]:
         target = _target(what, name, await _trust_domain(client))
-        return await client.delete(DeleteRequest([ResourceName("Revocation", revocation_name(target))]))
+        key = revocation_name(target)
+        found = [r for r in decode_known((await client.list("Revocation", "", key)).items) if isinstance(r, Revocation)]
+        if not found:
+            raise Refused(f"{what} {name} is not revoked; see culvert get revocations")
+        rest = None if restore else restored(found[0])
+        if rest is None:
+            return await client.delete(DeleteRequest([ResourceName("Revocation", key)])), 0
+        return await client.apply(ApplyRequest([msgspec.Raw(encode(rest))])), len(rest.spec.serials)
 
-    response = call(credential, delete)
+    response, kept = call(credential, undo)
     click.echo(f"{what} {name} trusted again")
+    if kept:
+        note(f"{kept} certificates issued before stay revoked until they end")
+        if what == "node":
+            note(f"next: culvert central token create --node {name}, and on it: culvert agent join --force TOKEN")
     note(f"revision {response.revision}")
 
 

@@ -14,7 +14,7 @@ Calls block, on `commit` for as long as the disk takes: call them in a thread. A
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ca.resources.metadata import Key
 
@@ -74,6 +74,15 @@ class StoredCertificate:
     node: str
     not_after: float
     issuer: str
+
+
+class Holder(NamedTuple):
+    """Who was given certificates for `identity`, and the unix time at which the last of them ends. There may be a
+    hundred thousand, hence no dataclass."""
+
+    identity: str
+    node: str
+    not_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +180,14 @@ class Store(Protocol):
     def tokens(self, node: str | None = None) -> Sequence[StoredToken]:
         """Tokens not yet forgotten, for one node or all."""
 
-    def certificates(self, identity: str | None = None) -> Sequence[StoredCertificate]:
-        """Certificates issued and not yet forgotten, with one identity or all; in the order of their end."""
+    def certificates(
+        self, identity: str | None = None, *, node: str | None = None, serial: str | None = None
+    ) -> Sequence[StoredCertificate]:
+        """Certificates issued and not yet forgotten: all, or those for which each thing given holds; in the order of
+        their end."""
+
+    def holders(self) -> Sequence[Holder]:
+        """Everybody with a certificate not yet forgotten, in no order."""
 
     def issuers(self) -> Sequence[StoredIssuer]:
         """All of them, the oldest first."""

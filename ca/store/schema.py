@@ -36,6 +36,11 @@ MIGRATIONS = (
                           certificate BLOB NOT NULL, not_after REAL NOT NULL, retired INTEGER NOT NULL,
                           version INTEGER NOT NULL) STRICT;
     """,
+    """
+    DROP INDEX certificates_by_identity;
+    CREATE INDEX certificates_by_holder ON certificates (identity, node, not_after);
+    CREATE INDEX certificates_by_node ON certificates (node, not_after);
+    """,
 )
 
 

@@ -27,6 +27,7 @@ from ca.store import (
     CommitHook,
     ConflictError,
     Contents,
+    Holder,
     Stage,
     StoredCertificate,
     StoredIssuer,
@@ -127,12 +128,20 @@ class SqliteStore:
         select = "SELECT digest, node, expires, used, version FROM tokens WHERE ?1 IS NULL OR node = ?1"
         return [StoredToken(*r) for r in self._rows(select, node)]
 
-    def certificates(self, identity: str | None = None) -> Sequence[StoredCertificate]:
-        """Certificates issued and not yet forgotten, with one identity or all; in the order of their end."""
-        select = "SELECT serial, identity, node, not_after, issuer, version FROM certificates"
-        if identity is None:
-            return [StoredCertificate(*r) for r in self._rows(f"{select} ORDER BY not_after")]
-        return [StoredCertificate(*r) for r in self._rows(f"{select} WHERE identity = ? ORDER BY not_after", identity)]
+    def certificates(
+        self, identity: str | None = None, *, node: str | None = None, serial: str | None = None
+    ) -> Sequence[StoredCertificate]:
+        """Certificates issued and not yet forgotten, in the order of their end."""
+        given = {k: v for k, v in (("identity", identity), ("node", node), ("serial", serial)) if v is not None}
+        where = f"WHERE {' AND '.join(f'{name} = ?' for name in given)}" if given else ""
+        select = f"SELECT serial, identity, node, not_after, issuer, version FROM certificates {where}"
+        return [StoredCertificate(*r) for r in self._rows(f"{select} ORDER BY not_after", *given.values())]
+
+    def holders(self) -> Sequence[Holder]:
+        """Everybody with a certificate not yet forgotten."""
+        # From the index alone, which has no version: whoever looks at the records themselves is told of a newer one.
+        select = "SELECT identity, node, max(not_after), 0 FROM certificates GROUP BY identity, node"
+        return [Holder(*r) for r in self._rows(select)]
 
     def issuers(self) -> Sequence[StoredIssuer]:
         """All of them, the oldest first."""

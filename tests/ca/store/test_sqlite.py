@@ -106,10 +106,14 @@ def test_certificates_are_found_by_identity_and_forgotten(store: SqliteStore) ->
         StoredCertificate("01", "spiffe://a", "n", 10.0, "f"),
         StoredCertificate("02", "spiffe://a", "n", 90.0, "f"),
     )
-    other = StoredCertificate("03", "spiffe://b", "n", 50.0, "f")
+    other = StoredCertificate("03", "spiffe://b", "m", 50.0, "f")
     store.commit(Batch(certificates=(new, old, other), tokens=(StoredToken("d", "n", 10.0),)))
     assert store.certificates() == [old, other, new]
     assert store.certificates("spiffe://a") == [old, new]
+    assert store.certificates(node="m") == [other]
+    assert store.certificates("spiffe://a", serial="02") == [new]
+    assert store.certificates(serial="04") == []
+    assert set(store.holders()) == {("spiffe://a", "n", 90.0), ("spiffe://b", "m", 50.0)}
     store.commit(Batch(forget_before=20.0))
     assert store.certificates() == [other, new]
     assert store.tokens() == []
