@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import time
-from functools import partial
 from typing import cast
 
 import trio
@@ -68,11 +67,13 @@ _PING, _LOST = 10.0, 20.0  # seconds of silence after which a tunnel is pinged, 
 class Worker:
     """Wires the parts together and feeds them what the supervisor says."""
 
-    def __init__(self, channel: "Channel[FROM_WORKER, TO_WORKER]", config: Configure, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, channel: "Channel[FROM_WORKER, TO_WORKER]", config: Configure, relay: Relay, nursery: trio.Nursery
+    ) -> None:
         self._channel = channel
         self.snapshot = Snapshot(config.node)
         self._overtime = config.overtime
-        self.relay = Relay()
+        self.relay = relay
         self._news = trio.Event()
         self.book = Book(config.worker, lambda: self._news.set())
         self._outbox, self._queue = trio.open_memory_channel[FROM_WORKER](_QUEUE)
@@ -118,7 +119,6 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until the supervisor is gone or a drain is over."""
-        self._nursery.start_soon(self.relay.run)
         self._nursery.start_soon(self._tell)
         self._nursery.start_soon(self._send)
         self._nursery.start_soon(self._tick)
@@ -263,16 +263,27 @@ def _key(name: ResourceName) -> Key:
     return Key(name.kind, name.namespace, name.name)
 
 
-async def serve(fd: int) -> None:
-    """Be the worker at the other end of `fd`."""
-    channel = worker_end(socket.socket(fileno=fd))
+async def _configured(channel: "Channel[FROM_WORKER, TO_WORKER]") -> Configure:
     first, _ = await channel.receive()
     if not isinstance(first, Configure):
         raise SystemExit("culvert worker: the supervisor must speak first: start it with `culvert agent run`")
-    privileges.drop(first.uid, first.gid, privileges.CAP_NET_RAW)
-    async with trio.open_nursery() as nursery:
-        await Worker(channel, first, nursery).run()
+    return first
+
+
+def serve(fd: int) -> None:
+    """Be the worker at the other end of `fd`."""
+    channel = worker_end(socket.socket(fileno=fd))
+    config = trio.run(_configured, channel)
+    # Before there is a second thread: capabilities are each thread's own.
+    privileges.drop(config.uid, config.gid, privileges.CAP_NET_RAW)
+    relay = Relay()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await Worker(channel, config, relay, nursery).run()
+
+    relay.host(main)
 
 
 if __name__ == "__main__":
-    trio.run(partial(serve, int(sys.argv[1])))
+    serve(int(sys.argv[1]))

@@ -1,6 +1,8 @@
-"""The relay: one epoll set nested in trio's loop, moving bytes for every connection of a worker.
+"""The relay: one epoll set, moving bytes for every connection of a worker.
 
-trio waits for the epoll descriptor itself to become readable; then rounds are run until nothing is ready. A round:
+In a worker the relay is the loop of the process, and trio its guest (`host`): a message that wakes the worker wakes
+nothing else. trio's own waiting is then done by a thread, which costs what needs trio (handshakes, messages of the
+supervisor) a little, and what only moves bytes nothing. Elsewhere the relay is a task (`run`). Either way, a round:
 
     1. ready descriptors: each handler moves a bounded number of bytes
     2. `again`: handlers that stopped at their bound go on, after everybody else had a turn
@@ -14,7 +16,8 @@ one that raises is a bug and ends the worker, loudly.
 import errno
 import os
 import select
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -101,8 +104,33 @@ class Relay:
         if len(self._batches) < 8:
             self._batches.append(batch)
 
+    def host(self, main: Callable[[], Awaitable[None]]) -> None:
+        """Move bytes, and run `main` in trio beside that, until it ends."""
+        result: list[Callable[[], None]] = []
+        calls: deque[Callable[[], object]] = deque()
+
+        def soon(call: Callable[[], object]) -> None:
+            calls.append(call)
+            self._ring()  # trio's thread may be the one that calls
+
+        trio.lowlevel.start_guest_run(
+            main,
+            run_sync_soon_threadsafe=soon,
+            run_sync_soon_not_threadsafe=calls.append,
+            done_callback=lambda outcome: result.append(outcome.unwrap),
+        )
+        self._running = True
+        try:
+            while not result:
+                self._round(wait=not calls)
+                for _ in range(len(calls)):
+                    calls.popleft()()
+        finally:
+            self._close()
+        result[0]()
+
     async def run(self) -> None:
-        """Move bytes until cancelled."""
+        """Move bytes as a task of trio's, until cancelled."""
         try:
             while True:
                 if not (self._again or self._gathered):
@@ -115,11 +143,15 @@ class Relay:
                 if self._again or self._gathered:
                     await trio.lowlevel.checkpoint()
         finally:
-            self._epoll.close()
-            os.close(self._bell)
+            self._close()
 
-    def _round(self) -> bool:
-        ready = self._epoll.poll(0, _EVENTS)
+    def _close(self) -> None:
+        self._epoll.close()
+        os.close(self._bell)
+
+    def _round(self, *, wait: bool = False) -> bool:
+        """One round, with what is ready, or else (with `wait`) what will be; -> whether there was anything to do."""
+        ready = self._epoll.poll(0 if self._again or self._gathered or not wait else None, _EVENTS)
         if not (ready or self._again or self._gathered):
             return False
         handlers, stale = self._handlers, self._stale

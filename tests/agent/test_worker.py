@@ -32,6 +32,7 @@ from agent.messages import (
     Unlisten,
     View,
 )
+from agent.relay.loop import Relay
 from agent.tunnel.headers import Connect
 from agent.worker import Worker
 from ca import x509
@@ -98,7 +99,9 @@ async def working() -> AsyncIterator[Boss]:
         async def serve(task_status=trio.TASK_STATUS_IGNORED) -> None:
             config = Configure("n1", 3, 0xC0170001, 0, os.getuid(), os.getgid())
             async with trio.open_nursery() as nursery:
-                the_worker = Worker(worker_channel, config, nursery)
+                relay = Relay()
+                nursery.start_soon(relay.run)
+                the_worker = Worker(worker_channel, config, relay, nursery)
                 task_status.started(the_worker)
                 await the_worker.run()
             done.set()

@@ -3,6 +3,7 @@
 import os
 import socket
 
+import pytest
 import trio
 import trio.testing
 
@@ -116,3 +117,59 @@ async def test_it_leaves_no_descriptor_behind():
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert descriptors() == before
+
+
+def test_trio_is_the_guest_of_a_relay_that_hosts_it():
+    """What a handler starts in trio runs, and so do trio's own timers while no descriptor is ready."""
+    relay, order = Relay(), []
+    near, far = socket.socketpair()
+
+    async def main() -> None:
+        done = trio.Event()
+
+        async def answer() -> None:
+            order.append(near.recv(10))
+            await trio.sleep(0.01)
+            order.append("slept")
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            relay.register(near.fileno(), lambda _mask: nursery.start_soon(answer), READ | EDGE)
+            await trio.sleep(0.01)
+            far.send(b"x")
+            with trio.fail_after(5):
+                await done.wait()
+
+    relay.host(main)
+    near.close(), far.close()
+    assert order == [b"x", "slept"]
+
+
+def test_hosting_ends_with_what_main_raised_and_leaves_no_descriptor():
+    before = descriptors()
+
+    async def main() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("over")
+
+    with pytest.raises(ValueError, match="over"):
+        Relay().host(main)
+    assert descriptors() == before
+
+
+def test_bytes_move_while_trio_is_busy_waiting_for_something_else():
+    """A relay as busy as can be starves no task of trio's, nor they it."""
+    relay, turns = Relay(), 0
+
+    def spin() -> None:
+        nonlocal turns
+        turns += 1
+        relay.again(spin)
+
+    async def main() -> None:
+        relay.again(spin)
+        for _ in range(20):
+            await trio.sleep(0.001)
+
+    relay.host(main)
+    assert turns > 20
