@@ -15,8 +15,8 @@ from agent.enrolment import HOST, common
 from agent.messages import Role
 from agent.namespace import Namespace, Spot, Standing, remove_table, standing, title
 from agent.workers import Listener, Workers
+from redirect.counts import Counts
 from redirect.desired import Desired, Marks
-from redirect.kernel import Counts
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from agent.enrolment import HOST
 from agent.messages import Role
+from redirect.counts import Counts
 from redirect.desired import Desired, Marks
-from redirect.kernel import Counts, Kernel
+from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from redirect.netlink import CaptureError
 from redirect.origdst import listener

@@ -13,12 +13,14 @@ from redirect.ruleset import (
     Redirect,
     Verdict,
 )
+from redirect.skips import into, skips
 
 
 def workload(capture: Capture, desired: Desired) -> Chain:
     """One workload's own connections. The chain is left by `goto`: nobody is recognised twice."""
     take = Count(), Redirect(capture.port)
     rules = [
+        *skips(capture),
         *towards(MESH, *take, comment=CAPTURED),
         towards_local_ports(*take, comment=CAPTURED),
     ]
@@ -33,5 +35,9 @@ def inbound(desired: Desired) -> Chain:
     take = Count(), Redirect(desired.inbound_port)
     return Chain(
         INBOUND,
-        (*towards(SERVES, *take, comment="plaintext in"), towards_local_ports(*take, comment="plaintext in")),
+        (
+            *(each for capture in desired.captures for each in into(capture)),
+            *towards(SERVES, *take, comment="plaintext in"),
+            towards_local_ports(*take, comment="plaintext in"),
+        ),
     )

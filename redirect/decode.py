@@ -32,7 +32,9 @@ from redirect.ruleset import (
 )
 
 _FIELDS = {(f.kind, f.number): f for f in PLAIN_FIELDS}
-_KEYS = {key.number: key for key in Key}
+_KEYS = {(key.number, key.ranges): key for key in Key}
+_INTERVAL, _MAP = 4, 8
+"""NFT_SET_INTERVAL and NFT_SET_MAP, flags of sets."""
 _REDIRECT_FLAGS = (None, 2)
 """The kernel adds NF_NAT_RANGE_PROTO_SPECIFIED."""
 
@@ -48,16 +50,34 @@ def decode_base(chain: dict[int, bytes]) -> Base | None:
 def decode_group(group: dict[int, bytes], elements: Iterable[bytes]) -> Group:
     """From the attributes of a set or map, and the payloads of its elements."""
     name, flags = _text(group[2]), _number(group.get(3))
-    key = _KEYS.get(_number(group.get(4)))
+    key = _KEYS.get((_number(group.get(4)), bool(flags & _INTERVAL)))
     if key is not None and key.width != _number(group.get(5)):
         key = None
-    # Maps have flag 8; every other flag (intervals, timeouts, ...) makes it a set that no plan of ours has.
-    if flags & ~8 or (flags & 8 and _number(group.get(6)) != VERDICT_TYPE):
+    # Every other flag (timeouts, ranges in maps, ...) makes it a set that no plan of ours has.
+    if flags not in (0, _INTERVAL, _MAP) or (flags & _MAP and _number(group.get(6)) != VERDICT_TYPE):
         key = None
     rows = [dict(attributes(e)) for e in elements]
-    if not flags & 8:
-        return Set(name, key, frozenset(_data(row[1]) for row in rows))
-    return VerdictMap(name, key, frozenset((_data(row[1]), decode_verdict(row.get(2, b""))) for row in rows))
+    if flags & _MAP:
+        return VerdictMap(name, key, frozenset((_data(row[1]), decode_verdict(row.get(2, b""))) for row in rows))
+    values = ((_data(row[1]), bool(_number(row.get(3)) & 1)) for row in rows)
+    if key is not None and key.ranges:
+        return Set(name, key, _ranges(values, key.width))
+    return Set(name, key, frozenset(value for value, _ in values))
+
+
+def _ranges(values: Iterable[tuple[bytes, bool]], width: int) -> frozenset[bytes]:
+    """The ranges between first values and the marks of ends, each of which is the value behind the last. A mark that
+    ends nothing stands where nft itself put one before the first range; a range without a mark goes on to the end."""
+    found = set[bytes]()
+    first: bytes | None = None
+    # Where one range ends and the next begins, the mark comes first.
+    for value, end in sorted(values, key=lambda v: (v[0], not v[1])):
+        if first is not None:
+            found.add(first + (int.from_bytes(value) - 1).to_bytes(width))
+        first = None if end else value
+    if first is not None:
+        found.add(first + b"\xff" * width)
+    return frozenset(found)
 
 
 def _data(data: bytes) -> bytes:

@@ -28,16 +28,41 @@ class Recognise:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """Connections of a workload that are left alone: to one of `ports`, to an address in one of `networks` (CIDR), or
+    made by one of `uids`."""
+
+    ports: tuple[int, ...] = ()
+    networks: tuple[str, ...] = ()
+    uids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Plaintext for a workload that is left alone on its way in: anybody's to one of `everyone`; to one of `ports` that
+    from one of `networks`, or made on this machine by one of `uids`. No policy looks at it: the ports are those at
+    which whoever plans this found that none would refuse anybody."""
+
+    everyone: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
+    networks: tuple[str, ...] = ()
+    uids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Capture:
     """One enrolled local workload. `workload` is namespace/name; `port` is the outbound capture port kept for it;
     `serves` are the (address, port) pairs at which it accepts connections; `shares_address` says that its address is
-    its node's, so that the same ports on the node's other addresses (loopback too) are its own as well."""
+    its node's, so that the same ports on the node's other addresses (loopback too) are its own as well. `skip` and
+    `opening` say what is left alone out of it and into it."""
 
     workload: str
     recognise: Recognise
     port: int
     serves: tuple[tuple[str, int], ...] = ()
     shares_address: bool = False
+    skip: Skip = Skip()
+    opening: Opening = Opening()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from redirect.ruleset import (
     Dispatch,
     Field,
     Group,
+    Key,
     Match,
     Member,
     PutMark,
@@ -46,6 +47,8 @@ VERDICT_TYPE = 0xFFFFFF00
 """NFT_DATA_VERDICT, the data type of maps of verdicts."""
 FIRST_REGISTER = 8
 """NFT_REG32_00; the kernel's registers are four bytes wide, and the older names 1 to 4 stand for four of them each."""
+_INTERVAL_END = (1).to_bytes(4, "big")
+"""NFT_SET_ELEM_INTERVAL_END, a flag of elements."""
 _TABLE_COMMENT = "Culvert's capture; `nft delete table inet culvert` removes it"
 
 
@@ -117,15 +120,17 @@ def add_elements(table: str, group: Group) -> list[Message]:
     assert group.key is not None
     packed: Iterable[bytes]
     if isinstance(group, Set):
-        packed, width = map(_element, group.elements), group.key.width + 12
+        packed, width = _packers(group.key, group.elements), _width(group.key)
     else:
         packed, width = (_verdict_element(e, v) for e, v in group.elements), group.key.width + 300
     return list(_elements(table, group.name, nft.NFT_MSG_NEWSETELEM, ADD, packed, width))
 
 
-def remove_elements(table: str, name: str, elements: Iterable[bytes]) -> list[Message]:
-    """Elements taken out of a set or map; one that is not there fails."""
-    return list(_elements(table, name, nft.NFT_MSG_DELSETELEM, NLM_F_REQUEST, map(_element, elements), 48))
+def remove_elements(table: str, name: str, key: Key | None, elements: Iterable[bytes]) -> list[Message]:
+    """Elements taken out of a set or map with that key; one that is not there fails."""
+    assert key is not None
+    packed = _packers(key, elements)
+    return list(_elements(table, name, nft.NFT_MSG_DELSETELEM, NLM_F_REQUEST, packed, _width(key)))
 
 
 def remove_group(table: str, name: str) -> Message:
@@ -185,6 +190,7 @@ def _group(table: str, group: Group, number: int) -> Message:
         attributes += [("NFTA_SET_FLAGS", {"NFT_SET_MAP"}), ("NFTA_SET_DATA_TYPE", VERDICT_TYPE)]
         what = "map"
     else:
+        attributes += [("NFTA_SET_FLAGS", {"NFT_SET_INTERVAL"})] if key.ranges else []
         what = "set"
     return _message(nft.nft_set_msg, nft.NFT_MSG_NEWSET, ADD, attributes, f"{what} {group.name} ({key.text})")
 
@@ -315,6 +321,27 @@ def _element(element: bytes) -> bytes:
     return struct.pack("=HHHHHH", 12 + size + len(padding), 0x8001, 8 + size + len(padding), 0x8001, 4 + size, 1) + (
         element + padding
     )
+
+
+def _range(element: bytes) -> bytes:
+    """A range: its first value, and as the mark of its end the value behind its last. One that reaches the highest
+    value there is has no such mark."""
+    size = len(element) // 2
+    end = int.from_bytes(element[size:]) + 1
+    if end >> 8 * size:
+        return _element(element[:size])
+    mark = attribute(1, attribute(1, end.to_bytes(size))) + attribute(3, _INTERVAL_END)
+    return _element(element[:size]) + attribute(1, mark)
+
+
+def _packers(key: Key, elements: Iterable[bytes]) -> Iterator[bytes]:
+    return map(_range if key.ranges else _element, elements)
+
+
+def _width(key: Key) -> int:
+    """The most that one packed element takes."""
+    one = key.width + 15
+    return 2 * one + 8 if key.ranges else one
 
 
 def _verdict_element(element: bytes, verdict: Verdict) -> bytes:

@@ -10,21 +10,22 @@ import errno
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from redirect import routing
 from redirect.compare import compare
+from redirect.counts import Counts, by_workload
 from redirect.decode import decode_base, decode_group, decode_rule
 from redirect.desired import Desired, Marks
 from redirect.encode import INET, Message, add_elements, remove_elements, remove_table, replace_table
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
-from redirect.names import BYPASSED, CAPTURED, FROM, MESH, TABLE
+from redirect.names import MESH, TABLE
 from redirect.namespace import in_namespace
 from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink, Refused
-from redirect.plan import endpoint_sets, plan
-from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap
+from redirect.plan import plan
+from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap, endpoint_sets
 from redirect.transition import transition
 from redirect.watch import ROOM, SUBSYSTEM, Watch
 
@@ -32,14 +33,6 @@ _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = 1,
 _TRIES = 20
 """Of a listing that changes overtake."""
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Connections of one workload since capture began: sent to the agent, and left in the kernel."""
-
-    captured: int = 0
-    bypassed: int = 0
 
 
 class Kernel:
@@ -122,14 +115,7 @@ class Kernel:
                 totals = self._settled(self._totals)
             except Refused as refused:
                 raise explain(refused) from refused
-        return {
-            chain.removeprefix(FROM): Counts(
-                captured=sum(c.packets for c in row.get(CAPTURED, [])),
-                bypassed=sum(c.packets for c in row.get(BYPASSED, [])),
-            )
-            for chain, row in totals.items()
-            if chain.startswith(FROM)
-        }
+        return by_workload(totals)
 
     def watch(self, room: int = ROOM) -> Watch:
         """News of what others do to the table, from now on; `room` bytes of them are kept until read.
@@ -200,7 +186,7 @@ class Kernel:
         messages = [
             message
             for name, group in new.items()
-            for message in (*remove_elements(TABLE, name, gone[name]), *add_elements(TABLE, group))
+            for message in (*remove_elements(TABLE, name, group.key, gone[name]), *add_elements(TABLE, group))
         ]
         try:
             if messages:

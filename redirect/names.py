@@ -8,8 +8,10 @@ TABLE = "culvert"
 OUT, PRE, INBOUND, GUARD, BORROW = "out", "pre", "inbound", "guard", "borrow"
 FROM = "from/"
 """Chains of workloads are called from/NAMESPACE/NAME."""
-CAPTURED, BYPASSED = "captured", "bypassed"
-"""Comments of the rules whose counters are connections captured and let through."""
+INTO = "into/"
+"""Chains of workloads for some of whose arriving plaintext there is an opening: into/NAMESPACE/NAME."""
+CAPTURED, BYPASSED, SKIPPED = "captured", "bypassed", "skipped"
+"""Comments of the rules whose counters are connections captured and let through; skipped: because a setting says so."""
 
 MESH = {Key.ENDPOINT4: "mesh4", Key.ENDPOINT6: "mesh6"}
 SERVES = {Key.ENDPOINT4: "serves4", Key.ENDPOINT6: "serves6"}

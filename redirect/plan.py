@@ -5,7 +5,6 @@ latter every connection belongs to the one workload (`Recognise.everything`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 
 from redirect.chains import inbound, workload
 from redirect.desired import Desired
@@ -24,12 +23,12 @@ from redirect.ruleset import (
     Match,
     Member,
     Ruleset,
-    Set,
     Verdict,
     VerdictMap,
-    endpoint_element,
-    number_element,
+    endpoint_sets,
+    numbers,
 )
+from redirect.skips import openings, skip_sets
 
 
 def plan(desired: Desired) -> Ruleset:
@@ -43,14 +42,16 @@ def plan(desired: Desired) -> Ruleset:
         sets=(
             *endpoint_sets(MESH, desired.mesh),
             *endpoint_sets(SERVES, (pair for c in desired.captures for pair in c.serves)),
-            _numbers("local-ports", Key.PORT, (p for c in desired.captures if c.shares_address for _, p in c.serves)),
-            _numbers("never", Key.PORT, desired.never),
-            _numbers("kept-ports", Key.PORT, (desired.inbound_port, *ports)),
-            _numbers("agents", Key.UID, desired.agent_uids),
+            numbers("local-ports", Key.PORT, (p for c in desired.captures if c.shares_address for _, p in c.serves)),
+            numbers("never", Key.PORT, desired.never),
+            numbers("kept-ports", Key.PORT, (desired.inbound_port, *ports)),
+            numbers("agents", Key.UID, desired.agent_uids),
+            *(each for capture in desired.captures for each in skip_sets(capture)),
         ),
         maps=maps,
         chains=(
             inbound(desired),
+            *(chain for capture in desired.captures for chain in openings(capture, desired.inbound_port)),
             *(workload(capture, desired) for capture in desired.captures),
             _out(desired, maps),
             Chain(PRE, (*head(), rule(Verdict(Code.GOTO, INBOUND))), Base("nat", Hook.PREROUTING, -100)),
@@ -58,20 +59,6 @@ def plan(desired: Desired) -> Ruleset:
             borrow(desired.marks),
         ),
     )
-
-
-def endpoint_sets(names: Mapping[Key, str], pairs: Iterable[tuple[str, int]]) -> tuple[Set, ...]:
-    """The pairs as two sets, one for each IP version."""
-    found: dict[Key, set[bytes]] = {key: set() for key in names}
-    for address, port in pairs:
-        key, element = endpoint_element(address, port)
-        found[key].add(element)
-    return tuple(Set(names[key], key, frozenset(elements)) for key, elements in found.items())
-
-
-def _numbers(name: str, key: Key, values: Iterable[int]) -> Set:
-    """A set of ports or uids."""
-    return Set(name, key, frozenset(number_element(key, value) for value in values))
 
 
 def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:

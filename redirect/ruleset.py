@@ -6,7 +6,9 @@ Comments and counts are carried along, but two rulesets that differ in nothing e
 
 import enum
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 TCP = 6
@@ -68,7 +70,8 @@ def cgroup(level: int) -> Field:
 
 
 class Key(enum.Enum):
-    """What a set or map holds: name in nft's words, number of the type, width in bytes."""
+    """What a set or map holds: name in nft's words, number of the type, width in bytes. An element is one value; for
+    a key with a fourth part it is a range, its first and last value one after the other."""
 
     UID = ("uid", 24, 4)
     MARK = ("mark", 19, 4)
@@ -79,18 +82,25 @@ class Key(enum.Enum):
     # A concatenation: six bits of the number for each part, and each part padded to four bytes.
     ENDPOINT4 = ("ipv4_addr . inet_service", 7 << 6 | 13, 8)
     ENDPOINT6 = ("ipv6_addr . inet_service", 8 << 6 | 13, 20)
+    NETWORK4 = ("ipv4_addr", 7, 4, "interval")
+    NETWORK6 = ("ipv6_addr", 8, 16, "interval")
 
     @property
     def text(self) -> str:
-        return self.value[0]
+        return str(self.value[0])
 
     @property
     def number(self) -> int:
-        return self.value[1]
+        return int(self.value[1])
 
     @property
     def width(self) -> int:
-        return self.value[2]
+        return int(self.value[2])
+
+    @property
+    def ranges(self) -> bool:
+        """Whether elements are ranges."""
+        return len(self.value) > 3
 
     @property
     def big(self) -> bool:
@@ -99,6 +109,8 @@ class Key(enum.Enum):
 
     def show(self, element: bytes) -> str:
         """An element as people read it."""
+        if self.ranges:
+            return _show_range(element[: self.width], element[self.width :])
         if self in (Key.ADDRESS4, Key.ENDPOINT4):
             address = inet_ntop(AF_INET, element[:4])
         elif self in (Key.ADDRESS6, Key.ENDPOINT6):
@@ -130,9 +142,33 @@ def endpoint_element(address: str, port: int) -> tuple[Key, bytes]:
     return Key.ENDPOINT4, inet_pton(AF_INET, address) + tail
 
 
+def network_elements(networks: Iterable[str]) -> dict[Key, frozenset[bytes]]:
+    """The elements for networks in CIDR notation, by the key of sets that take them. What lies in another one is left
+    out: the kernel takes no ranges that overlap."""
+    parsed = [ip_network(text) for text in networks]
+    v4 = collapse_addresses(n for n in parsed if isinstance(n, IPv4Network))
+    v6 = collapse_addresses(n for n in parsed if isinstance(n, IPv6Network))
+    return {key: frozenset(n[0].packed + n[-1].packed for n in of) for key, of in _by_key(v4, v6)}
+
+
+def _by_key(
+    v4: Iterable[IPv4Network], v6: Iterable[IPv6Network]
+) -> Iterable[tuple[Key, Iterable[IPv4Network | IPv6Network]]]:
+    return (Key.NETWORK4, v4), (Key.NETWORK6, v6)
+
+
+def _show_range(first: bytes, last: bytes) -> str:
+    low, size = int.from_bytes(first), int.from_bytes(last) - int.from_bytes(first) + 1
+    bits = (size - 1).bit_length()
+    if size == 1 << bits and low % size == 0:
+        return f"{ip_address(first)}/{8 * len(first) - bits}" if bits else str(ip_address(first))
+    return f"{ip_address(first)}-{ip_address(last)}"
+
+
 class Code(enum.IntEnum):
     """Verdict codes of linux/netfilter/nf_tables.h."""
 
+    DROP = 0
     ACCEPT = 1
     GOTO = -4
     RETURN = -5
@@ -266,3 +302,17 @@ class Ruleset:
     sets: tuple[Set, ...] = ()
     maps: tuple[VerdictMap, ...] = ()
     chains: tuple[Chain, ...] = ()
+
+
+def endpoint_sets(names: Mapping[Key, str], pairs: Iterable[tuple[str, int]]) -> tuple[Set, ...]:
+    """The (address, port) pairs as two sets, one for each IP version."""
+    found: dict[Key, set[bytes]] = {key: set() for key in names}
+    for address, port in pairs:
+        key, element = endpoint_element(address, port)
+        found[key].add(element)
+    return tuple(Set(names[key], key, frozenset(elements)) for key, elements in found.items())
+
+
+def numbers(name: str, key: Key, values: Iterable[int]) -> Set:
+    """A set of ports, uids or protocols."""
+    return Set(name, key, frozenset(number_element(key, value) for value in values))

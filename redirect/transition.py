@@ -8,7 +8,8 @@ So base chains stay, and objects change in place. What a packet can see while a 
 with old elements, old rules with new elements, or all new; hence three transactions, each empty when not needed:
 
 1. new chains with their rules, new sets and maps, new elements of sets: nothing leads to the former yet
-2. verdicts of maps, and the rules of chains that change: all that leads anywhere leads to something complete
+2. verdicts of maps, and the rules of chains that change: all that leads anywhere leads to something complete; and
+   ranges, of which the kernel lets no new one overlap an old one: they change places at once
 3. what nothing leads to any more, and elements that sets lose
 
 Where it stops half-way, both tables' connections are captured; the next change starts from what the kernel lists.
@@ -50,11 +51,14 @@ def transition(held: Ruleset | None, desired: Ruleset) -> list[list[Message]]:
     third: list[Message] = []
     for name in old_groups.keys() & new_groups.keys():
         match old_groups[name], new_groups[name]:
+            case Set(_, _, old), Set(_, key, new) if key is not None and key.ranges:
+                second += remove_elements(table, name, key, old - new)
+                second += add_elements(table, Set(name, key, new - old))
             case Set(_, _, old), Set(_, key, new):
                 first += add_elements(table, Set(name, key, new - old))
-                third += remove_elements(table, name, old - new)
+                third += remove_elements(table, name, key, old - new)
             case VerdictMap(_, _, before), VerdictMap(_, key, after):
-                second += remove_elements(table, name, (element for element, _ in before - after))
+                second += remove_elements(table, name, key, (element for element, _ in before - after))
                 second += add_elements(table, VerdictMap(name, key, after - before))
     for name in old_chains.keys() & new_chains.keys():
         if old_chains[name] != new_chains[name]:

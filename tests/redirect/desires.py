@@ -1,8 +1,10 @@
 """Desired states for property tests."""
 
+from ipaddress import ip_network
+
 from hypothesis import strategies as st
 
-from redirect.desired import Capture, Desired, Recognise
+from redirect.desired import Capture, Desired, Opening, Recognise, Skip
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)
@@ -14,6 +16,17 @@ recognised = st.one_of(
     st.builds(Recognise, cgroup=st.tuples(st.integers(1, 4), st.integers(1, 2**64 - 1))),
     st.builds(Recognise, address=addresses),
 )
+_networks = st.one_of(
+    st.builds(lambda a, bits: str(ip_network((a, bits), strict=False)), st.ip_addresses(v=4), st.integers(0, 32)),
+    st.builds(lambda a, bits: str(ip_network((a, bits), strict=False)), st.ip_addresses(v=6), st.integers(0, 128)),
+    # Neighbours, ends of the space, one inside another.
+    st.sampled_from(
+        ["10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8", "0.0.0.0/0", "0.0.0.0/8", "255.255.255.255/32", "fd00::/8", "::/0"]
+    ),
+)
+_some_networks = st.lists(_networks, max_size=6).map(tuple)
+_some_ports = st.lists(ports, max_size=3, unique=True).map(tuple)
+_some_uids = st.lists(_numbers, max_size=2, unique=True).map(tuple)
 _captures = st.builds(
     Capture,
     workload=st.tuples(_names, _names).map("/".join),
@@ -21,6 +34,8 @@ _captures = st.builds(
     port=ports,
     serves=st.lists(pairs, max_size=4).map(tuple),
     shares_address=st.booleans(),
+    skip=st.builds(Skip, _some_ports, _some_networks, _some_uids),
+    opening=st.just(Opening()) | st.builds(Opening, _some_ports, _some_ports, _some_networks, _some_uids),
 )
 
 

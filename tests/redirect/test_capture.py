@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from redirect.cgroup import locate
+from redirect.counts import Counts
 from redirect.desired import Capture, Desired, Recognise
-from redirect.kernel import Counts, Kernel
+from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from tests.redirect.conftest import Wire
 from tests.redirect.traffic import MARKS, REFUSED, Seen, Server, nft, reached, reached_from_cgroup

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from redirect.counts import Counts
 from redirect.desired import Capture, Desired, Recognise
-from redirect.kernel import Counts, Kernel
+from redirect.kernel import Kernel
 from redirect.netlink import CaptureError
 from tests.redirect.conftest import Wire
 from tests.redirect.desires import desired as desires

@@ -79,5 +79,5 @@ def test_an_ordinary_user() -> None:
         "from 198.51.100.7",
         "refused",
         "refused",
-        "{'shop/web': Counts(captured=3, bypassed=1)}",
+        "{'shop/web': Counts(captured=3, bypassed=1, skipped=0)}",
     ]

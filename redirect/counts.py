@@ -1,0 +1,34 @@
+"""What the kernel's counters say of each workload. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from redirect.names import BYPASSED, CAPTURED, FROM, INTO, SKIPPED
+from redirect.ruleset import Count
+
+Totals = Mapping[str, Mapping[str, Iterable[Count]]]
+"""The counters by chain and comment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of one workload since capture began. Connections: sent to the agent, and left in the kernel; `skipped` are those
+    of the latter, in both directions, that a setting says to leave alone."""
+
+    captured: int = 0
+    bypassed: int = 0
+    skipped: int = 0
+
+
+def by_workload(totals: Totals) -> dict[str, Counts]:
+    """By workload (namespace/name)."""
+
+    def packets(chain: str, comment: str) -> int:
+        return sum(c.packets for c in totals.get(chain, {}).get(comment, ()))
+
+    found = {}
+    for name in [chain.removeprefix(FROM) for chain in totals if chain.startswith(FROM)]:
+        skipped = packets(FROM + name, SKIPPED) + packets(INTO + name, SKIPPED)
+        bypassed = packets(FROM + name, BYPASSED) + skipped
+        found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped)
+    return found
