@@ -22,6 +22,7 @@ from ca.contract import (
     AskResponse,
     ContractError,
     DeleteRequest,
+    FoundRequest,
     JoinRequest,
     LabelRequest,
     Problem,
@@ -108,6 +109,10 @@ async def _sign(centre: Centre, caller: NodeIdentity, body: SignRequest, query: 
     return await centre.sign(caller, body.csr)
 
 
+async def _found(centre: Centre, caller: NodeIdentity, body: FoundRequest, query: Mapping[str, str]) -> msgspec.Struct:
+    return await centre.found(caller, body)
+
+
 async def _operators(centre: Centre, caller: Local, body: SignRequest, query: Mapping[str, str]) -> msgspec.Struct:
     try:
         identity = x509.read_csr(body.csr).identity
@@ -119,7 +124,7 @@ async def _operators(centre: Centre, caller: Local, body: SignRequest, query: Ma
 
 
 async def _tokens(centre: Centre, caller: Caller, body: TokenRequest, query: Mapping[str, str]) -> msgspec.Struct:
-    return await centre.create_token(body.node, body.ttl)
+    return await centre.create_token(body.node, body.ttl, body.discovery)
 
 
 async def _apply(centre: Centre, caller: Caller, body: ApplyRequest, query: Mapping[str, str]) -> msgspec.Struct:
@@ -163,6 +168,7 @@ _CALLS = {
     ("POST", "/v1/join"): _Call(_nobody, "somebody without a certificate, who has a join token", JoinRequest, _join),
     ("POST", "/v1/renew"): _Call(_node, "a node", SignRequest, _renew),
     ("POST", "/v1/sign"): _Call(_node, "a node", SignRequest, _sign),
+    ("POST", "/v1/found"): _Call(_node, "a node", FoundRequest, _found),
     ("POST", "/v1/operators"): _Call(_local, "root at the centre's own machine", SignRequest, _operators),
     ("POST", "/v1/tokens"): _Call(_operator, _AN_OPERATOR, TokenRequest, _tokens),
     ("POST", "/v1/apply"): _Call(_operator, _AN_OPERATOR, ApplyRequest, _apply),

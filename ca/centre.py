@@ -13,13 +13,16 @@ import msgspec
 import structlog
 import trio
 
-from ca import registry, x509
+from ca import discovered, registry, x509
 from ca.authority import Authority, Chain, Refused
 from ca.contract import (
     ApplyResponse,
+    FoundRequest,
+    FoundResponse,
     JoinRequest,
     JoinResponse,
     Listing,
+    NotRegistered,
     SignResponse,
     Status,
     TokenResponse,
@@ -29,7 +32,7 @@ from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity,
 from ca.registry import Outcome, RegistryError, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
-from ca.resources.node import Node, NodeSpec
+from ca.resources.node import Discovery, Node, NodeSpec
 from ca.resources.revocation import Revocation
 from ca.resources.workload import canonical_address
 from ca.revoking import completed
@@ -81,7 +84,9 @@ class Centre:
         """Put objects, all or none. RegistryError."""
         given = list(resources)
         wanted = await self._completed(given)
-        response = await self._changed(lambda state: registry.change(state, wanted), dry_run=dry_run)
+        response = await self._changed(
+            lambda state: registry.change(state, wanted, discovered.outlawed(state, wanted)), dry_run=dry_run
+        )
         if wanted is not given and not dry_run and (more := await self._completed(wanted)) != wanted:
             # Signed while we revoked: on record by now, since nothing is signed for them any more.
             await self._changed(lambda state: registry.change(state, more))
@@ -101,14 +106,15 @@ class Centre:
     async def delete(self, keys: Iterable[Key]) -> ApplyResponse:
         """Delete objects, all or none. RegistryError."""
         gone = list(keys)
-        return await self._changed(lambda state: registry.change(state, [], gone))
+        return await self._changed(lambda state: registry.change(state, [], [*gone, *discovered.orphans(state, gone)]))
 
     async def label(self, key: Key, labels: dict[str, str | None]) -> ApplyResponse:
         """Set and remove labels of one object. RegistryError."""
         return await self._changed(lambda state: registry.label(state, key, labels))
 
-    async def create_token(self, node: str, ttl: float) -> TokenResponse:
-        """A one-time token; its Node is made if there is none. Refused or RegistryError."""
+    async def create_token(self, node: str, ttl: float, discovery: Discovery | None = None) -> TokenResponse:
+        """A one-time token; its Node is made if there is none. With `discovery` that is what the node may register
+        from now on. Refused or RegistryError."""
         made: list[JoinToken] = []
         now = self.now()
         ttl_s = _seconds(ttl)
@@ -120,7 +126,12 @@ class Centre:
             self._trusted(state, node)
             known = state.node(node)
             try:
-                return registry.change(state, [known or Node(metadata=Metadata(node))])
+                wanted = known or Node(metadata=Metadata(node))
+                if discovery is not None:
+                    wanted = msgspec.structs.replace(
+                        wanted, spec=msgspec.structs.replace(wanted.spec, discovery=discovery)
+                    )
+                return registry.change(state, [wanted], discovered.outlawed(state, [wanted]))
             except ValueError as e:
                 raise Refused(str(e)) from e
 
@@ -148,7 +159,8 @@ class Centre:
             self._trusted(state, token.node)
             if known is None:
                 raise Refused(f"node {token.node} is no part of the mesh any more: have a new token made for it")
-            return registry.change(state, [msgspec.structs.replace(known, spec=spec)])
+            kept = msgspec.structs.replace(spec, discovery=known.spec.discovery)
+            return registry.change(state, [msgspec.structs.replace(known, spec=kept)])
 
         await self._changed(joined, commit=commit, always=True)
         log.info("node-joined", node=token.node, address=request.address)
@@ -170,6 +182,20 @@ class Centre:
             return state.hosts(node.name, identity)
 
         return await self._signed(lambda: self.authority.sign_workload(node, csr, hosted, self.now()), node)
+
+    async def found(self, node: NodeIdentity, request: FoundRequest) -> FoundResponse:
+        """Register what the node found, as far as it may. Refused when it is no part of the mesh."""
+        self._known(node)
+        told: list[NotRegistered] = []
+
+        def adopted(state: State) -> Outcome:
+            outcome, told[:] = discovered.adopt(state, node.name, request)
+            return outcome
+
+        response = await self._changed(adopted)
+        if told:
+            log.info("not-registered", node=node.name, count=len(told), first=msgspec.to_builtins(told[:5]))
+        return FoundResponse(response.revision, told)
 
     async def sign_operator(self, name: str, csr: str) -> SignResponse:
         """A certificate for an operator, asked for at this machine. Refused."""

@@ -28,6 +28,8 @@ from ca.contract import (
     AskResponse,
     ContractError,
     DeleteRequest,
+    FoundRequest,
+    FoundResponse,
     JoinRequest,
     JoinResponse,
     LabelRequest,
@@ -149,6 +151,10 @@ class Client:
     async def sign(self, csr: str) -> SignResponse:
         """A certificate for a workload of this node."""
         return await self._call("POST", "/v1/sign", SignRequest(csr), SignResponse)
+
+    async def found(self, request: FoundRequest) -> FoundResponse:
+        """Have what this node found registered."""
+        return await self._call("POST", "/v1/found", request, FoundResponse)
 
     async def sign_operator(self, csr: str) -> SignResponse:
         """A certificate for an operator; only at the centre's own socket."""

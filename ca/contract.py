@@ -5,6 +5,7 @@ Calls are HTTP/1.1 over mTLS with JSON bodies:
     POST /v1/join      JoinRequest -> JoinResponse        no client certificate; the token is the proof, used once
     POST /v1/renew     SignRequest -> SignResponse        a node, for its own certificate
     POST /v1/sign      SignRequest -> SignResponse        a node, for a workload it hosts
+    POST /v1/found     FoundRequest -> FoundResponse      a node: what it found on itself, all of it
     POST /v1/operators SignRequest -> SignResponse        root at the centre's machine (Unix socket), for an operator
     POST /v1/tokens    TokenRequest -> TokenResponse      an operator
     POST /v1/apply     ApplyRequest -> ApplyResponse      an operator; all of it or nothing
@@ -27,9 +28,10 @@ versions in the message.
 
 import msgspec
 
+from ca.resources.node import Discovery
 from ca.resources.workload import Match
 
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 VERSION = f"{MAJOR}.{MINOR}"
 VERSION_HEADER = "culvert-version"
 """HTTP header in which either side of a call states its contract version."""
@@ -89,10 +91,11 @@ class SignResponse(msgspec.Struct, frozen=True):
 
 
 class TokenRequest(msgspec.Struct, frozen=True):
-    """`ttl` in seconds."""
+    """`ttl` in seconds. `discovery` is what the node may register by itself; None leaves it as it is."""
 
     node: str
     ttl: float = 600.0
+    discovery: Discovery | None = None
 
 
 class TokenResponse(msgspec.Struct, frozen=True):
@@ -105,6 +108,29 @@ class ApplyRequest(msgspec.Struct, frozen=True):
 
     resources: list[msgspec.Raw]
     dry_run: bool = False
+
+
+class FoundRequest(msgspec.Struct, frozen=True):
+    """What a node found on itself: encoded Workloads, each with `spec.found`. Of the `sources` named here this is all
+    there is: what they had registered before and is not among the workloads goes."""
+
+    workloads: list[msgspec.Raw]
+    sources: list[str] = []
+
+
+class NotRegistered(msgspec.Struct, frozen=True):
+    """A workload that the centre did not take, and why."""
+
+    namespace: str
+    name: str
+    why: str
+
+
+class FoundResponse(msgspec.Struct, frozen=True):
+    """`revision` holds everything that is not in `refused`."""
+
+    revision: int
+    refused: list[NotRegistered] = []
 
 
 class ResourceName(msgspec.Struct, frozen=True):

@@ -115,12 +115,14 @@ class Feed:
 
 
 def public(resource: Resource) -> msgspec.Raw:
-    """The object as every node may see it: a workload without the mark by which its own node recognises it."""
+    """The object as every node may see it: a workload without the mark by which its own node recognises it, and without
+    what is only said of it for the centre."""
     encoded = encode(resource)
-    if isinstance(resource, Workload) and resource.spec.match is not None:
+    if isinstance(resource, Workload) and (resource.spec.match is not None or resource.spec.found is not None):
         # Through built-in values, because a copy of the struct would be validated again, at ten times the cost.
         plain = msgspec.json.decode(encoded)
-        del plain["spec"]["match"]
+        plain["spec"].pop("match", None)
+        plain["spec"].pop("found", None)
         encoded = msgspec.json.encode(plain)
     return msgspec.Raw(encoded)
 

@@ -141,7 +141,7 @@ def restore(incarnation: str, contents: Contents) -> State:
 def change(state: State, put: Iterable[Resource] = (), delete: Iterable[Key] = ()) -> Outcome:
     """Put and delete objects, all or nothing; an object in both is put. RegistryError lists what stands against it.
 
-    A Node whose address is left out keeps the one it told at join.
+    A Node whose address is left out keeps the one it told at join, and likewise what it may register.
     """
     wanted = {r.key: _completed(state, r) for r in put}
     fresh = {key: r for key, r in wanted.items() if state.objects.get(key) != r}
@@ -193,9 +193,11 @@ def since(state: State, revision: int, incarnation: str) -> Changes:
 
 def _completed(state: State, resource: Resource) -> Resource:
     known = state.objects.get(resource.key)
-    if isinstance(resource, Node) and isinstance(known, Node) and not resource.spec.address and known.spec.address:
-        return msgspec.structs.replace(resource, spec=NodeSpec(known.spec.address, resource.spec.tunnel_port))
-    return resource
+    if not isinstance(resource, Node) or not isinstance(known, Node):
+        return resource
+    spec = resource.spec
+    address, discovery = spec.address or known.spec.address, spec.discovery or known.spec.discovery
+    return msgspec.structs.replace(resource, spec=NodeSpec(address, spec.tunnel_port, discovery))
 
 
 def _moved(state: State, fresh: Mapping[Key, Resource], gone: Sequence[Key]) -> dict[Key, Resource]:

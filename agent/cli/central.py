@@ -18,6 +18,7 @@ from ca.client import Client
 from ca.contract import TokenRequest
 from ca.duration import Duration
 from ca.identity import IdentityError, OperatorIdentity, check_name
+from ca.resources.node import Discovery
 from ca.settings import SettingsError
 from ca.store import StoreError
 
@@ -110,14 +111,33 @@ def token() -> None:
 @token.command()
 @click.option("--node", required=True, help="The name the new node will have.")
 @click.option("--ttl", type=_DurationType(), default="10m", show_default=True, help="How long it can be used.")
+@click.option("--allow-namespace", "namespaces", multiple=True, metavar="NAME", help="Of workloads it may register.")
+@click.option("--allow-service-account", "accounts", multiple=True, metavar="NAME", help="In those; none: any.")
+@click.option("--allow-address", "addresses", multiple=True, metavar="CIDR", help="Of containers it may register.")
 @credential_option
-def create(node: str, ttl: Duration, credential: Path | None) -> None:
+def create(
+    node: str,
+    ttl: Duration,
+    namespaces: tuple[str, ...],
+    accounts: tuple[str, ...],
+    addresses: tuple[str, ...],
+    credential: Path | None,
+) -> None:
     """Make a token that joins one node, once. Prints only the token.
+
+    With --allow-... the node may register by itself what it finds with a label
+    (files, units, containers, users). Change it later in the Node's
+    spec.discovery.
 
     \b
     culvert central token create --node web-1 --ttl 10m
+    culvert central token create --node web-1 --allow-namespace shop
     """
-    response = call(credential, lambda client: client.create_token(TokenRequest(node, float(ttl))))
+    try:
+        may = Discovery(namespaces, accounts, addresses) if namespaces or accounts or addresses else None
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
+    response = call(credential, lambda client: client.create_token(TokenRequest(node, float(ttl), may)))
     click.echo(response.token)
     note(f"good for {ttl}, once; on {node}: culvert agent join TOKEN")
 

@@ -7,7 +7,7 @@ from ca.contract import NodeStatus, Status
 from ca.resources.kinds import Resource
 from ca.resources.mesh import Mesh
 from ca.resources.metadata import Selector
-from ca.resources.node import Node
+from ca.resources.node import Discovery, Node
 from ca.resources.policy import AuthorizationPolicy, PeerAuthentication
 from ca.resources.revocation import Revocation
 from ca.resources.workload import Match, Workload
@@ -16,7 +16,7 @@ Rows = tuple[list[str], list[list[str]]]
 
 _COLUMNS = {
     "Workload": ["workload", "node", "account", "mesh", "address", "ports", "match"],
-    "Node": ["node", "address", "tunnel port", "labels"],
+    "Node": ["node", "address", "tunnel port", "may register", "labels"],
     "Mesh": ["trust domain", "enrolment", "mode", "egress"],
     "AuthorizationPolicy": ["policy", "workloads", "action", "rules", "dry run"],
     "Revocation": ["revocation", "identity", "serials", "since", "ends", "reason"],
@@ -77,7 +77,8 @@ def _row(resource: Resource, mesh: Resource | None) -> list[str]:
             ]
         case Node(spec=node):
             labels = _labels(resource.metadata.labels)
-            return [resource.metadata.name, node.address or "not joined", str(node.tunnel_port), labels]
+            may = _may_register(node.discovery)
+            return [resource.metadata.name, node.address or "not joined", str(node.tunnel_port), may, labels]
         case Mesh(spec=all_):
             return [all_.trust_domain, _labels(all_.enrolment.match_labels), all_.mode.value, all_.egress.value]
         case AuthorizationPolicy(spec=policy):
@@ -101,6 +102,13 @@ def _match(match: Match | None) -> str:
     if match is None:
         return "-"
     return next(f"{f} {value}" for f in match.__struct_fields__ if (value := getattr(match, f)) is not None)
+
+
+def _may_register(may: Discovery | None) -> str:
+    """`shop,mail: web,db` of namespaces and accounts."""
+    if may is None or not may.namespaces:
+        return "-"
+    return f"{','.join(may.namespaces)}: {','.join(may.service_accounts) or 'any'}"
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -61,14 +61,15 @@ class Placed:
         return f"{self.file}:{self.lines.get(path, self.line)}: {complaint}"
 
 
-def read(sources: Iterable[tuple[str, str]]) -> list[Placed]:
-    """The objects in all sources, each (name of the file, its text). Raises DocumentError."""
+def read(sources: Iterable[tuple[str, str]], given: Mapping[str, object] = {}) -> list[Placed]:
+    """The objects in all sources, each (name of the file, its text). `given` has values, by path, of required fields
+    that may be left out. Raises DocumentError."""
     faults: list[Fault] = []
     found: dict[Key, Placed] = {}
     for file, text in sources:
         here: list[Fault] = []
         empty = True
-        for placed in _read_one(file, text, here):
+        for placed in _read_one(file, text, here, given):
             empty = False
             key = placed.resource.key
             if (first := found.get(key)) is not None:
@@ -93,7 +94,7 @@ def to_json(resources: Iterable[Resource]) -> str:
     return msgspec.json.format(msgspec.json.encode(list(resources)), indent=2).decode()
 
 
-def _read_one(file: str, text: str, faults: list[Fault]) -> Iterator[Placed]:
+def _read_one(file: str, text: str, faults: list[Fault], given: Mapping[str, object]) -> Iterator[Placed]:
     try:
         nodes = list(yaml12.compose_all(text))
     except yaml.MarkedYAMLError as e:
@@ -107,7 +108,7 @@ def _read_one(file: str, text: str, faults: list[Fault]) -> Iterator[Placed]:
     for node in _objects(nodes):
         if isinstance(node, yaml.ScalarNode) and node.tag == yaml12.NULL:
             continue
-        walk = _Walk(file, faults)
+        walk = _Walk(file, faults, given)
         resource = walk.document(node)
         if resource is not _BAD:
             yield Placed(resource, file, _line(node), walk.lines)
@@ -125,9 +126,10 @@ def _objects(documents: Iterable[yaml.Node]) -> Iterator[yaml.Node]:
 class _Walk:
     """One document, followed along its struct."""
 
-    def __init__(self, file: str, faults: list[Fault]) -> None:
+    def __init__(self, file: str, faults: list[Fault], given: Mapping[str, object]) -> None:
         self._file = file
         self._faults = faults
+        self._given = given
         self._title = ""
         self.lines: dict[str, int] = {}
 
@@ -181,7 +183,9 @@ class _Walk:
             self.lines[_join(path, name)] = _line(key)
             values[fields[name].name] = self._value(value, fields[name].type, _join(path, name))
         for name, field in fields.items():
-            if name not in nodes and field.required:
+            if name not in nodes and _join(path, name) in self._given:
+                values[field.name] = self._given[_join(path, name)]
+            elif name not in nodes and field.required:
                 good = False
                 self._fault(node, _join(path, name), "is missing")
         bad = {f.name for f in fields.values() if values.get(f.name) is _BAD}
@@ -209,7 +213,12 @@ class _Walk:
                 built = wanted(**values)
             except ValueError as e:
                 subject = _subject(
-                    str(e), {f.name: nodes[f.encode_name] for f in fields.values() if f.name in written & set(values)}
+                    str(e),
+                    {
+                        f.name: nodes[f.encode_name]
+                        for f in fields.values()
+                        if f.encode_name in nodes and f.name in written & set(values)
+                    },
                 )
                 if subject:
                     encoded = fields[subject].encode_name

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ca.identity import WorkloadIdentity, check_name
-from ca.resources.metadata import API_VERSION, Key, Metadata
+from ca.resources.metadata import API_VERSION, Key, Metadata, check_labels
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -54,11 +54,24 @@ class Match(msgspec.Struct, frozen=True, omit_defaults=True):
             canonical_address(self.address)
 
 
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """That the node found the workload itself: by which `source`, and with which labels. Labels of the workload that
+    differ from these are the operator's."""
+
+    source: str
+    labels: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        check_name(self.source, "source")
+        check_labels(self.labels)
+
+
 class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Where a workload runs, who it is and what it serves.
 
     `address` may be left out: the workload then shares its node's. `ports` are the TCP ports it serves; only these are
     captured on their way in. `match` is known to the workload's own node and the centre; elsewhere it is absent.
+    `found` stands in what a node registered by itself (see Discovery), and is kept at the centre.
     """
 
     node: str
@@ -66,6 +79,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     address: str = ""
     ports: tuple[Port, ...] = ()
     match: Match | None = None
+    found: Origin | None = None
 
     def __post_init__(self) -> None:
         check_name(self.node, "node")

@@ -13,7 +13,7 @@ import trio.testing
 from agent.centre import REPEAT, Centre, Unanswered
 from agent.view import Change, Intake, MeshView
 from ca.client import ClientError
-from ca.contract import CENTRE_FRAMES, NODE_FRAMES, Answer, Ask, Hello, LocalMatch, Private, Report, Roots
+from ca.contract import CENTRE_FRAMES, NODE_FRAMES, VERSION, Answer, Ask, Hello, LocalMatch, Private, Report, Roots
 from ca.resources.workload import Match
 from tests.agent.views import delta, mesh, node, view, workload
 
@@ -101,7 +101,7 @@ async def known(autojump_clock, nursery):
 
 
 async def test_it_says_what_it_has(known, autojump_clock):
-    assert await known.link.from_node.receive() == Hello("1.0", "1.2.3", 5, "i1")
+    assert await known.link.from_node.receive() == Hello(VERSION, "1.2.3", 5, "i1")
     assert await known.link.from_node.receive() == Report(0)
 
 
@@ -109,7 +109,7 @@ async def test_a_view_without_incarnation_is_asked_for_whole(autojump_clock, nur
     n = Node(MeshView(view(mesh(), revision=5).snapshot))
     n.client.links = [link := Link()]
     nursery.start_soon(n.centre.run)
-    assert await link.from_node.receive() == Hello("1.0", "1.2.3", 0, "")
+    assert await link.from_node.receive() == Hello(VERSION, "1.2.3", 0, "")
     nursery.cancel_scope.cancel()
 
 
@@ -190,7 +190,7 @@ async def test_nonsense_ends_the_session_and_not_the_agent(known, autojump_clock
     known.client.links = [second := Link()]
     await known.link.to_node.send(delta(6, workload("a"), more=True))
     await known.link.to_node.send(bad)
-    assert await second.from_node.receive() == Hello("1.0", "1.2.3", 5, "i1")
+    assert await second.from_node.receive() == Hello(VERSION, "1.2.3", 5, "i1")
     await second.to_node.send(delta(6, workload("web")))
     await trio.testing.wait_all_tasks_blocked()
     (got,) = known.views

@@ -10,9 +10,11 @@ import trio
 from ca import endpoint, server, x509
 from ca.client import Client, ClientError, Refusal
 from ca.contract import (
+    VERSION,
     Answer,
     ApplyRequest,
     DeleteRequest,
+    FoundRequest,
     JoinRequest,
     LabelRequest,
     Problem,
@@ -23,7 +25,9 @@ from ca.contract import (
 from ca.duration import Duration
 from ca.identity import CentralIdentity, Identity, NodeIdentity, OperatorIdentity, WorkloadIdentity
 from ca.resources.kinds import encode
-from ca.resources.metadata import Key
+from ca.resources.metadata import Key, Metadata
+from ca.resources.node import Discovery, Node, NodeSpec
+from ca.resources.workload import Match, Origin, WorkloadSpec
 from ca.tokens import JoinToken
 from tests.ca.objects import node, workload
 from tests.ca.replica import Replica
@@ -41,6 +45,7 @@ MAY = {
     ("POST", "/v1/join"): {"nobody"},
     ("POST", "/v1/renew"): {"node"},
     ("POST", "/v1/sign"): {"node"},
+    ("POST", "/v1/found"): {"node"},
     ("POST", "/v1/operators"): set(),
     ("POST", "/v1/tokens"): {"operator"},
     ("POST", "/v1/apply"): {"operator"},
@@ -96,12 +101,12 @@ async def test_versions(centre: Running) -> None:
     operator = centre.credentials(OperatorIdentity(DOMAIN, "admin"))
     for version in ("1.0", "1.1", "1.99"):
         response = await centre.raw(operator, "GET", "/v1/status", headers=[("culvert-version", version)])
-        assert (response.status, response.header("culvert-version")) == (200, "1.0")
+        assert (response.status, response.header("culvert-version")) == (200, VERSION)
     label = b'{"resource": {"kind": "Node", "name": "a", "newer": 1}, "labels": {"x": "y"}, "newer": []}'
     assert (await centre.raw(operator, "POST", "/v1/label", body=label)).status == 200
     response = await centre.raw(operator, "GET", "/v1/status", headers=[("culvert-version", "2.0")])
     assert problem(response.body) == Problem(
-        "contract version '2.0' does not fit ours, 1.0: upgrade the older side", "version"
+        f"contract version '2.0' does not fit ours, {VERSION}: upgrade the older side", "version"
     )
 
 
@@ -191,6 +196,33 @@ async def test_a_node_gets_certificates_for_what_it_hosts(centre: Running) -> No
     await centre.centre.delete([Key("Workload", "shop", "web")])
     with pytest.raises(Refusal, match="no registered workload of node a"):
         await a.sign(x509.make_csr(key, WEB).decode())
+
+
+async def test_a_node_registers_what_its_token_lets_it(centre: Running) -> None:
+    found = msgspec.structs.replace(
+        workload("db", "c"), spec=WorkloadSpec("c", "db", match=Match(uid=5), found=Origin("files"))
+    )
+    request = FoundRequest([msgspec.Raw(encode(found))], ["files"])
+    operator = centre.operator()
+    token = await operator.create_token(TokenRequest("c", discovery=Discovery(("shop",), ("db",))))
+    await centre.join(token.token, "c", "10.0.0.3")
+    assert (await centre.node("c").found(request)).refused == []
+    assert centre.centre.state.objects[found.key] == found
+    (other,) = (await centre.node("a").found(request)).refused
+    assert "is no workload that node a found" in other.why
+    with pytest.raises(Refusal, match="no part of the mesh"):
+        await centre.node("z").found(request)
+    await operator.create_token(TokenRequest("c"))  # says nothing of what it may
+    assert (await centre.node("c").found(request)).refused == []
+    narrower = msgspec.Raw(encode(Node(metadata=Metadata("c"), spec=NodeSpec(discovery=Discovery()))))
+    await operator.apply(ApplyRequest([narrower]))
+    assert found.key not in centre.centre.state.objects
+    (refused,) = (await centre.node("c").found(request)).refused
+    assert "namespace shop is not among those the node may use" in refused.why
+    await operator.create_token(TokenRequest("c", discovery=Discovery(("shop",))))
+    assert (await centre.node("c").found(request)).refused == []
+    await operator.delete(DeleteRequest([ResourceName("Node", "c")]))
+    assert found.key not in centre.centre.state.objects
 
 
 async def test_a_node_renews_itself_only(centre: Running) -> None:
