@@ -73,11 +73,16 @@ class Centre:
         self._rng = rng
         self._report = Report(0)
         self._news = trio.Event()
+        self._again = trio.Event()
 
     def report(self, active: int, problems: tuple[str, ...]) -> None:
         """What the centre should know of us from now on."""
         self._report = Report(active, list(problems))
         self._news.set()
+
+    def hurry(self) -> None:
+        """There is a reason to try again at once, if there is no session."""
+        self._again.set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -90,7 +95,9 @@ class Centre:
             elif problem != self.problem:
                 log.warning("centre-away", why=problem)
             self.connected, self.problem = False, problem
-            await trio.sleep(pause * self._rng.uniform(0.5, 1.0))
+            self._again = trio.Event()
+            with trio.move_on_after(pause * self._rng.uniform(0.5, 1.0)):
+                await self._again.wait()
             pause = min(pause * 2, LAST_PAUSE)
 
     async def _once(self) -> str:

@@ -255,7 +255,13 @@ class Supervisor:
     # ---- certificates
 
     async def _renew_own(self, uri: str) -> Leaf:
-        return await self._issue(uri, self._client().renew)
+        leaf = self.own.schedule.leaves()[uri]
+        if leaf.valid(time.time()):
+            return await self._issue(uri, self._client().renew)
+        # The node was off, suspended or cut off for too long: TLS does not take the certificate any more.
+        log.warning("node-certificate-ended", not_after=leaf.not_after)
+        stranger = Client.over_tls(self._address, self.membership.trust_domain, self._roots, None)
+        return await self._issue(uri, lambda csr: stranger.recover(leaf.chain.decode(), leaf.key.decode(), csr))
 
     async def _sign(self, uri: str) -> Leaf:
         return await self._issue(uri, self._client().sign)
@@ -273,6 +279,7 @@ class Supervisor:
     async def _own_renewed(self, leaf: Leaf) -> None:
         log.info("node-certificate-renewed", not_after=leaf.not_after)
         await self._kept(self.state.save_node_leaf, leaf)
+        self.centre.hurry()
 
     async def _signed(self, leaf: Leaf) -> None:
         log.info("certificate-issued", identity=leaf.uri, serial=leaf.serial, not_after=leaf.not_after)

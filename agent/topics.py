@@ -98,8 +98,13 @@ class Topics:
             started=self.started,
             time=time.time(),
             memory=_memory(),
-            problems=list(self.activation.problems),
+            problems=[*self._own_problems(), *self.activation.problems],
         )
+
+    def _own_problems(self) -> Iterator[str]:
+        """What stands against the node's own certificate."""
+        for uri, reason in self.own.schedule.reasons().items():
+            yield f"the certificate of {uri} is not renewed: {reason}"
 
     async def workloads(self) -> WorkloadsAnswer:
         """Who is registered here, who is enrolled, who is captured."""

@@ -1,8 +1,8 @@
 """The calls of the contract: who may make which, and what each answers. Bytes in, bytes out; HTTP is `server`'s.
 
-A caller is the identity its certificate proved, None without a certificate, or LOCAL on the socket in the centre's own
-directory. Each call names the classes that may make it; nothing else is looked at before that is settled. A workload's
-certificate opens no call at all.
+A caller is the identity its certificate proved, a Stranger without a certificate, or LOCAL on the socket in the
+centre's own directory. Each call names the classes that may make it; nothing else is looked at before that is settled.
+A workload's certificate opens no call at all.
 """
 
 import enum
@@ -26,6 +26,7 @@ from ca.contract import (
     JoinRequest,
     LabelRequest,
     Problem,
+    RecoverRequest,
     ResourceName,
     SignRequest,
     TokenRequest,
@@ -52,8 +53,15 @@ class Local(enum.Enum):
     LOCAL = "local"
 
 
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """Somebody without a certificate, on the connection that has this binding."""
+
+    binding: bytes
+
+
 LOCAL = Local.LOCAL
-Caller = Identity | Local | None
+Caller = Identity | Local | Stranger
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ class _Call:
 
 
 def _nobody(centre: Centre, caller: Caller) -> bool:
-    return caller is None
+    return isinstance(caller, Stranger)
 
 
 def _node(centre: Centre, caller: Caller) -> bool:
@@ -97,12 +105,16 @@ def _local(centre: Centre, caller: Caller) -> bool:
     return caller is LOCAL
 
 
-async def _join(centre: Centre, caller: None, body: JoinRequest, query: Mapping[str, str]) -> msgspec.Struct:
+async def _join(centre: Centre, caller: Stranger, body: JoinRequest, query: Mapping[str, str]) -> msgspec.Struct:
     return await centre.join(body)
 
 
 async def _renew(centre: Centre, caller: NodeIdentity, body: SignRequest, query: Mapping[str, str]) -> msgspec.Struct:
     return await centre.renew(caller, body.csr)
+
+
+async def _recover(centre: Centre, caller: Stranger, body: RecoverRequest, query: Mapping[str, str]) -> msgspec.Struct:
+    return await centre.recover(body, caller.binding)
 
 
 async def _sign(centre: Centre, caller: NodeIdentity, body: SignRequest, query: Mapping[str, str]) -> msgspec.Struct:
@@ -166,6 +178,7 @@ async def _ask(centre: Centre, caller: Caller, body: AskRequest, query: Mapping[
 _AN_OPERATOR = "an operator (give --credential)"
 _CALLS = {
     ("POST", "/v1/join"): _Call(_nobody, "somebody without a certificate, who has a join token", JoinRequest, _join),
+    ("POST", "/v1/recover"): _Call(_nobody, "a node whose certificate has ended", RecoverRequest, _recover),
     ("POST", "/v1/renew"): _Call(_node, "a node", SignRequest, _renew),
     ("POST", "/v1/sign"): _Call(_node, "a node", SignRequest, _sign),
     ("POST", "/v1/found"): _Call(_node, "a node", FoundRequest, _found),
@@ -195,7 +208,7 @@ async def answer(
     bound = log.bind(call=f"{method} {path}"[:100], caller=_name(caller))
     try:
         call = _find(method, path)
-        if not (caller is None or isinstance(caller, Local)) and (why := centre.objection(caller, serial)):
+        if not isinstance(caller, Local | Stranger) and (why := centre.objection(caller, serial)):
             raise _CallError(403, why, "revoked")
         if not call.may(centre, caller):
             raise _CallError(403, f"{method} {path} is for {call.who}; the caller is {_name(caller)}")
@@ -253,6 +266,6 @@ def problem(status: int, message: str, kind: str = "refused") -> Reply:
 
 
 def _name(caller: Caller) -> str:
-    if caller is None:
+    if isinstance(caller, Stranger):
         return "somebody without a certificate"
     return "root at the centre's own machine" if isinstance(caller, Local) else str(caller)

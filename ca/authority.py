@@ -3,7 +3,7 @@
 Four classes of identity, and for each exactly one way to a certificate:
 
     node       redeem       a one-time join token for that very node
-               renew_node   the node itself, while its certificate lives
+               renew_node   the node itself, while its certificate lives, or within a window after it (see recovery)
     workload   sign_workload a node on which a registered workload has that identity
     operator   sign_operator whoever already is one (or sits at the centre's own machine)
     central    sign_central  the centre itself
@@ -49,8 +49,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """How long certificates live. `remembered` is how long tokens and certificates stay on record after their end: that
-    long a late user of a token still learns what became of it."""
+    """How long certificates live. `recovery` is how long after its end a node's certificate still lets that node prove
+    itself (see recovery). `remembered` is how long tokens and certificates stay on record after their end: that long a
+    late user of a token still learns what became of it."""
 
     root: timedelta = timedelta(days=3650)
     issuing: timedelta = timedelta(days=365)
@@ -58,6 +59,7 @@ class Lives:
     workload: timedelta = timedelta(hours=24)
     operator: timedelta = timedelta(days=30)
     central: timedelta = timedelta(days=7)
+    recovery: timedelta = timedelta(days=30)
     remembered: timedelta = timedelta(days=7)
 
 
@@ -111,6 +113,10 @@ class Authority:
     def root(self) -> Certificate:
         """The root above the issuer."""
         return next(r for r in self.roots if r.subject == self.issuer.cert.issuer)
+
+    def issuers(self) -> list[Certificate]:
+        """Every certificate that signs or has signed leaves here."""
+        return [x509.load_chain(i.certificate)[0] for i in self.store.issuers() if i.role == "issuing"]
 
     def create_token(self, node: str, ttl: timedelta, now: datetime, address: str, along: Batch = NOTHING) -> JoinToken:
         """A one-time token with which `node` can join within `ttl`, at the centre's `address` (HOST:PORT). `along` is

@@ -34,16 +34,18 @@ class LifeSettings(msgspec.Struct, frozen=True):
 
     root: Annotated[Seconds, _doc("Of the root, made by init.")] = Duration(3650 * 86400)
     issuing: Annotated[Seconds, _doc("Of the issuing certificate.")] = Duration(365 * 86400)
-    node: Annotated[Seconds, _doc("Of a node's certificate; a node away for longer must join again.")] = Duration(
-        7 * 86400
-    )
+    node: Annotated[Seconds, _doc("Of a node's certificate.")] = Duration(7 * 86400)
     workload: Annotated[Seconds, _doc("Of a workload's; so long traffic goes on without a centre.")] = Duration(86400)
     operator: Annotated[Seconds, _doc("Of an operator's credential.")] = Duration(30 * 86400)
     central: Annotated[Seconds, _doc("Of the centre's own; renewed while it runs.")] = Duration(7 * 86400)
 
+    recovery: Annotated[Seconds, _doc("How long after its end a node still proves itself with its key.")] = Duration(
+        30 * 86400
+    )
+
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and name != "recovery":
                 raise ValueError(f"lives.{name} must be a second at least")
 
     def lives(self) -> Lives:

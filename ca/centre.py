@@ -7,13 +7,14 @@ cancelled, so a change that reached the disk always reaches the State too.
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import structlog
 import trio
 
-from ca import discovered, registry, x509
+from ca import discovered, recovery, registry, x509
 from ca.authority import Authority, Chain, Refused
 from ca.contract import (
     ApplyResponse,
@@ -23,6 +24,7 @@ from ca.contract import (
     JoinResponse,
     Listing,
     NotRegistered,
+    RecoverRequest,
     SignResponse,
     Status,
     TokenResponse,
@@ -152,7 +154,9 @@ class Centre:
         made: list[Chain] = []
 
         def commit(batch: Batch) -> None:
-            made.append(self.authority.redeem(token, request.csr, self.now(), batch))
+            now = self.now()
+            joined_at = {**batch.meta, _joined(token.node): str(int(now.timestamp()))}
+            made.append(self.authority.redeem(token, request.csr, now, replace(batch, meta=joined_at)))
 
         def joined(state: State) -> Outcome:
             known = state.node(token.node)
@@ -170,6 +174,27 @@ class Centre:
         """The node's next certificate. Refused."""
         self._known(node)
         return await self._signed(lambda: self.authority.renew_node(node, csr, self.now()), node)
+
+    async def recover(self, request: RecoverRequest, binding: bytes) -> SignResponse:
+        """The next certificate of a node whose last one has ended, for the proof it makes on the connection with this
+        `binding`. Refused."""
+        issuers, meta = await trio.to_thread.run_sync(lambda: (self.authority.issuers(), self._store.meta()))
+        proven = recovery.check(request, binding, issuers, self.now(), self.authority.lives.recovery)
+        node = proven.node
+        if why := self._state.revoked.objection(node, proven.serial):
+            raise Refused(why)
+        self._known(node)
+        known = self._state.node(node.name)
+        if known is None or not known.spec.address:
+            raise Refused(f"node {node.name} was deleted and has not joined again: {recovery.again(node)}")
+        if float(meta.get(_joined(node.name), 0)) > proven.issued.timestamp():
+            raise Refused(f"node {node.name} has joined anew since that certificate: {recovery.again(node)}")
+        if self.sessions.connected(node.name):
+            # No session outlives its certificate, so the node that is there is another than the one that asks.
+            log.warning("recovery-refused", node=node.name, serial=proven.serial, why="the node is connected")
+            raise Refused(f"node {node.name} is connected right now: whoever asks has an old copy of its key")
+        log.warning("node-recovers", node=node.name, serial=proven.serial)
+        return await self._signed(lambda: self.authority.renew_node(node, request.csr, self.now()), node)
 
     async def sign(self, node: NodeIdentity, csr: str) -> SignResponse:
         """A certificate for a workload of the node. Refused."""
@@ -296,6 +321,11 @@ def _concerned(store: Store, revocation: Revocation) -> list[StoredCertificate]:
         if isinstance(node := parse(spec.identity), NodeIdentity):
             found += store.certificates(node=node.name)
     return found
+
+
+def _joined(node: str) -> str:
+    """Under which name the store has when the node last joined: no certificate from before that recovers."""
+    return f"joined/{node}"
 
 
 def _seconds(ttl: float) -> timedelta:

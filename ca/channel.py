@@ -80,6 +80,11 @@ class Channel(trio.abc.Stream):
         """The certificate the peer proved itself with."""
         return self._machine.peer_certificate
 
+    @property
+    def binding(self) -> bytes:
+        """What ties a signature to this one connection, after the handshake."""
+        return self._machine.binding
+
     async def handshake(self) -> None:
         """Agree on keys and learn who the peer is. ChannelError if it is nobody, somebody else than expected, too slow,
         or does not speak TLS 1.3. A peer that is told no gets its TLS alert.

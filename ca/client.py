@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import msgspec
 import trio
 
-from ca import endpoint, http, tls, x509
+from ca import endpoint, http, possession, tls, x509
 from ca.channel import Channel, ChannelError, connect
 from ca.contract import (
     CENTRE_FRAMES,
@@ -35,6 +35,7 @@ from ca.contract import (
     LabelRequest,
     Listing,
     Problem,
+    RecoverRequest,
     SignRequest,
     SignResponse,
     Status,
@@ -49,6 +50,9 @@ from ca.tokens import JoinToken
 
 R = TypeVar("R", bound=msgspec.Struct)
 Dial = Callable[[], AbstractAsyncContextManager[trio.abc.Stream]]
+
+Body = msgspec.Struct | Callable[[trio.abc.Stream], msgspec.Struct] | None
+"""What a call says; a function where that depends on the connection."""
 
 CALL_WITHIN = 30.0
 """Seconds for one call, connecting included."""
@@ -92,9 +96,11 @@ class Client:
         )
 
     @classmethod
-    def over_tls(cls, address: str, trust_domain: str, roots: bytes, credentials: tuple[bytes, bytes]) -> "Client":
+    def over_tls(
+        cls, address: str, trust_domain: str, roots: bytes, credentials: tuple[bytes, bytes] | None
+    ) -> "Client":
         """With a certificate: `credentials` are PEM chain and key, `roots` PEM, `address` HOST:PORT. ValueError for an
-        address that is none."""
+        address that is none. Without one (None) only `recover` is answered."""
         host, port = endpoint.split(address)
 
         def expected(peer: Identity) -> bool:
@@ -147,6 +153,17 @@ class Client:
     async def renew(self, csr: str) -> SignResponse:
         """A node's next certificate."""
         return await self._call("POST", "/v1/renew", SignRequest(csr), SignResponse)
+
+    async def recover(self, chain: str, key: str, csr: str) -> SignResponse:
+        """A node's next certificate, when the last one (`chain` and `key`, PEM) has ended. The client must be one
+        without a certificate: TLS refuses an ended one."""
+        old = x509.load_key(key.encode())
+
+        def request(stream: trio.abc.Stream) -> RecoverRequest:
+            assert isinstance(stream, Channel)
+            return RecoverRequest(chain, csr, possession.prove(old, csr, stream.binding))
+
+        return await self._call("POST", "/v1/recover", request, SignResponse)
 
     async def sign(self, csr: str) -> SignResponse:
         """A certificate for a workload of this node."""
@@ -202,10 +219,11 @@ class Client:
                 raise self._refusal(response)
             yield Session(node_side(stream, early), self.address)
 
-    async def _call(self, method: str, target: str, body: msgspec.Struct | None, answer: type[R]) -> R:
-        data = b"" if body is None else msgspec.json.encode(body)
+    async def _call(self, method: str, target: str, body: Body, answer: type[R]) -> R:
         with self._translated(), trio.fail_after(self._timeout):
             async with self._dial() as stream:
+                said = body(stream) if callable(body) else body
+                data = b"" if said is None else msgspec.json.encode(said)
                 response = await http.request(
                     stream, method, target, host=self.address, headers=_HEADERS, body=data, max_body=MAX_ANSWER
                 )

@@ -4,6 +4,7 @@ Calls are HTTP/1.1 over mTLS with JSON bodies:
 
     POST /v1/join      JoinRequest -> JoinResponse        no client certificate; the token is the proof, used once
     POST /v1/renew     SignRequest -> SignResponse        a node, for its own certificate
+    POST /v1/recover   RecoverRequest -> SignResponse     no client certificate; the key of an ended one is the proof
     POST /v1/sign      SignRequest -> SignResponse        a node, for a workload it hosts
     POST /v1/found     FoundRequest -> FoundResponse      a node: what it found on itself, all of it
     POST /v1/operators SignRequest -> SignResponse        root at the centre's machine (Unix socket), for an operator
@@ -88,6 +89,15 @@ class SignResponse(msgspec.Struct, frozen=True):
 
     chain: str
     roots: str
+
+
+class RecoverRequest(msgspec.Struct, frozen=True):
+    """A node whose `certificate` (PEM) has ended asks for the next. `proof` is made with that one's key, for this `csr`
+    on this connection (see ca.recovery)."""
+
+    certificate: str
+    csr: str
+    proof: str
 
 
 class TokenRequest(msgspec.Struct, frozen=True):

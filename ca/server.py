@@ -193,7 +193,8 @@ class Front:
                     self._strangers -= 1
                     stranger = False
                     self._members += 1
-                await self._serve(channel, channel.peer, _left(channel), _serial(channel))
+                caller = channel.peer or api.Stranger(channel.binding)
+                await self._serve(channel, caller, _left(channel), _serial(channel))
         except (ChannelError, OSError) as e:
             log.info("connection-failed", peer=_where(transport), why=str(e))
         except Exception:
@@ -229,7 +230,8 @@ class Front:
             )
             return http.Response(reply.status, reply.body, _HEADERS)
 
-        await http.serve_connection(stream, handle, max_body=STRANGERS_BODY if caller is None else MAX_BODY)
+        most = STRANGERS_BODY if isinstance(caller, api.Stranger) else MAX_BODY
+        await http.serve_connection(stream, handle, max_body=most)
 
     def _session(self, caller: api.Caller, request: http.Request, seconds: float, serial: str) -> http.Response:
         try:

@@ -94,6 +94,10 @@ class Sessions:
             )
         return found
 
+    def connected(self, node: str) -> bool:
+        """Whether the node has a session now."""
+        return node in self._live
+
     def drop(self, node: str) -> None:
         """End the node's session, if it has one."""
         if session := self._live.get(node):

@@ -280,6 +280,11 @@ class Machine:
         return self._connection.get_certificate(as_cryptography=True)
 
     @property
+    def binding(self) -> bytes:
+        """What only the two ends of this connection know, and no other connection has (RFC 9266)."""
+        return self._connection.export_keying_material(b"EXPORTER-Channel-Binding", 32)
+
+    @property
     def alpn(self) -> bytes:
         """The protocol agreed on; empty if none was."""
         return self._connection.get_alpn_proto_negotiated()
