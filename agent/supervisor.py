@@ -20,6 +20,8 @@ from agent.admin import Admin, AdminError, admin_socket
 from agent.answers import Done
 from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
+from agent.checks import CheckAnswer
+from agent.checks.look import Node, look
 from agent.files import StateError
 from agent.leaf import Leaf, read_leaf, request
 from agent.renewal import IssueError, Renewal
@@ -136,7 +138,7 @@ class Supervisor:
             lambda: self._sink.dropped if self._sink else 0,
         )
         self.admin = Admin(
-            self.topics.all(),
+            {**self.topics.all(), "check": self._check},
             {"capture/on": self._on, "capture/off": self._off, "leave": self._leave, "drain": self._drain},
         )
         self._stop, self._ended = trio.Event(), trio.Event()
@@ -187,6 +189,7 @@ class Supervisor:
         nursery.start_soon(self.centre.run)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
+        nursery.start_soon(self._report_preconditions)
         log.info("started", node=self.membership.node, version=self._version, pid=os.getpid())
 
     def stop(self, drain: float | None = None) -> None:
@@ -216,6 +219,31 @@ class Supervisor:
         with trio.move_on_after(FIRST_VIEW):
             await self.activation.first.wait()
         notify("READY=1")
+
+    async def _check(self) -> CheckAnswer:
+        leaves = {**self.own.schedule.leaves(), **self.renewal.schedule.leaves()}
+        node = Node(
+            self._version,
+            self.membership.node,
+            self.membership.trust_domain,
+            self._address,
+            self.centre.connected,
+            self.centre.problem,
+            leaves,
+            str(self._identity),
+            len(self.activation.enrolment.locals),
+        )
+        return CheckAnswer(await trio.to_thread.run_sync(look, self.settings, node))
+
+    async def _report_preconditions(self) -> None:
+        """What does not hold, once: the rest of the agent works where it can."""
+        with trio.move_on_after(FIRST_VIEW):
+            await self.activation.first.wait()
+        for finding in (await self._check()).findings:
+            if finding.state == "fail":
+                log.error("precondition-failed", check=finding.name, cause=finding.text, remedy=finding.remedy)
+            elif finding.state == "warn":
+                log.warning("precondition-doubtful", check=finding.name, cause=finding.text, remedy=finding.remedy)
 
     # ---- the centre
 

@@ -36,7 +36,18 @@ def in_namespace(path_or_name: str, function: Callable[[], _T]) -> _T:
     return call.outcome()
 
 
+def in_scratch(function: Callable[[], _T]) -> _T:
+    """As `in_namespace`, inside a new network namespace that ends with the call, unless a socket keeps it."""
+    call = _Call("", function)
+    thread = threading.Thread(target=call.run, name="netns scratch", daemon=True)
+    thread.start()
+    thread.join()
+    return call.outcome()
+
+
 class _Call(Generic[_T]):
+    """`path` empty: a new namespace."""
+
     def __init__(self, path: str, function: Callable[[], _T]) -> None:
         self._path = path
         self._function = function
@@ -45,7 +56,7 @@ class _Call(Generic[_T]):
 
     def run(self) -> None:
         try:
-            enter(self._path)
+            enter(self._path) if self._path else _leave()
             self._results.append(self._function())
         except BaseException as error:
             self._error = error
@@ -78,6 +89,15 @@ def enter(path: str) -> None:
             raise NamespaceError(_text("cannot enter", path, OSError(code, os.strerror(code)), hint))
     finally:
         os.close(fd)
+
+
+def _leave() -> None:
+    """Move the calling thread into a network namespace of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        hint = " (it takes CAP_SYS_ADMIN)" if code == errno.EPERM else ""
+        raise NamespaceError(f"cannot make a network namespace: {os.strerror(code)}{hint}")
 
 
 def _text(what: str, path: str, error: OSError, hint: str) -> str:

@@ -15,6 +15,7 @@ _COMMANDS = {
     "capture": "agent.cli.capture:capture",
     "central": "agent.cli.central:central",
     "certificates": "agent.cli.node:certificates",
+    "check": "agent.cli.check:check",
     "config": "agent.cli.config:config",
     "connections": "agent.cli.node:connections",
     "delete": "agent.cli.resources:delete",

@@ -63,7 +63,7 @@ def run_(config: Path | None, **flags: Any) -> None:
     sink = Sink("-", standard=sys.stderr.fileno())
     log_to(sink)
     try:
-        trio.run(run_agent, settings, _version())
+        trio.run(run_agent, settings, installed_version())
     except AgentError as error:
         raise Refused(str(error)) from error
     finally:
@@ -135,7 +135,8 @@ def _settings(config: Path | None, flags: dict[str, Any]) -> AgentSettings:
         raise Refused(str(error)) from error
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """The version of this installation."""
     try:
         return installed("culvert")
     except PackageNotFoundError:
