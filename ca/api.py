@@ -43,6 +43,9 @@ from ca.store import ConflictError, StoreError
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 SESSION = "/v1/session"
+MOST_LISTED = 10_000
+"""Certificates in one answer: a line of each has about 200 bytes, and an answer must not be larger than MAX_BODY."""
+
 ASK_WITHIN = 5.0
 """Seconds a node has to answer an operator's question."""
 
@@ -168,6 +171,10 @@ async def _status(centre: Centre, caller: Caller, body: None, query: Mapping[str
     return centre.status()
 
 
+async def _trust(centre: Centre, caller: Caller, body: None, query: Mapping[str, str]) -> msgspec.Struct:
+    return await centre.trust(_limit(query.get("limit", "")))
+
+
 async def _ask(centre: Centre, caller: Caller, body: AskRequest, query: Mapping[str, str]) -> msgspec.Struct:
     try:
         return AskResponse(await centre.sessions.ask(body.node, body.topic, msgspec.Raw(b"null"), ASK_WITHIN))
@@ -190,6 +197,7 @@ _CALLS = {
     ("POST", "/v1/ask"): _Call(_operator, _AN_OPERATOR, AskRequest, _ask),
     ("GET", "/v1/resources"): _Call(_operator, _AN_OPERATOR, None, _list),
     ("GET", "/v1/status"): _Call(_operator, _AN_OPERATOR, None, _status),
+    ("GET", "/v1/trust"): _Call(_operator, _AN_OPERATOR, None, _trust),
 }
 
 
@@ -252,6 +260,14 @@ def _find(method: str, path: str) -> _Call:
             raise _CallError(405, f"{path} is not called with {method}")
         raise _CallError(404, f"there is no {path[:100]}{did_you_mean(path[:100], paths)}")
     return call
+
+
+def _limit(text: str) -> int:
+    if not text:
+        return MOST_LISTED
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 6):
+        raise Refused(f"limit {text[:20]!r} is no number of certificates")
+    return min(int(text), MOST_LISTED)
 
 
 def _key(name: ResourceName) -> Key:

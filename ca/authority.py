@@ -11,18 +11,21 @@ Four classes of identity, and for each exactly one way to a certificate:
 A request that asks for another class, name or trust domain than its way allows is refused, never corrected. Each
 certificate is recorded on disk before it is answered: what the store does not know, we never signed.
 
-Roots and issuers are lists from the start; the newest issuing certificate that is not retired signs. The private keys
-live outside the store (Keys); the root's is needed only to make an issuing one, and can be kept elsewhere until then.
+Roots and issuers are lists from the start; the newest issuing certificate that is not retired signs, and is replaced
+at half its life (`renew_issuer`). What a retired one signed is good to its end: a leaf travels with its issuer, and
+only roots are trusted. The private keys live outside the store (Keys); the root's is needed only to make an issuing
+one, and can be kept elsewhere until then.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography.x509 import Certificate
 
 from ca import x509
 from ca.identity import CentralIdentity, Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity
+from ca.lifetimes import renewal_time
 from ca.store import (
     NOTHING,
     Batch,
@@ -71,6 +74,7 @@ class Authority:
     trust_domain: str
     roots: tuple[Certificate, ...]
     issuer: x509.Issuer = field(repr=False)
+    keys: Keys = field(repr=False)
     lives: Lives = Lives()
 
     @classmethod
@@ -94,7 +98,7 @@ class Authority:
             keys.write(x509.fingerprint(issuer.cert), x509.key_pem(issuer.key))
         stored = tuple(_stored(i.cert, role) for i, role in ((root, "root"), (issuing, "issuing")))
         store.commit(Batch(issuers=stored, meta={"trust-domain": trust_domain}).also(along))
-        return cls(store, trust_domain, (root.cert,), issuing, lives)
+        return cls(store, trust_domain, (root.cert,), issuing, keys, lives)
 
     @classmethod
     def open(cls, store: Store, keys: Keys, lives: Lives = Lives()) -> "Authority":
@@ -107,7 +111,7 @@ class Authority:
         if not (roots and signing and trust_domain):
             raise StoreError("the store holds no mesh yet: make one with culvert central init")
         key = x509.load_key(keys.read(signing[-1]))
-        return cls(store, trust_domain, roots, x509.Issuer(certificates[signing[-1]], key), lives)
+        return cls(store, trust_domain, roots, x509.Issuer(certificates[signing[-1]], key), keys, lives)
 
     @property
     def root(self) -> Certificate:
@@ -117,6 +121,25 @@ class Authority:
     def issuers(self) -> list[Certificate]:
         """Every certificate that signs or has signed leaves here."""
         return [x509.load_chain(i.certificate)[0] for i in self.store.issuers() if i.role == "issuing"]
+
+    @property
+    def renews_issuer(self) -> datetime | None:
+        """When the issuing certificate is to be replaced; None if it ends with the root."""
+        cert = self.issuer.cert
+        return renewal_time(cert.not_valid_before_utc, cert.not_valid_after_utc, self.root.not_valid_after_utc)
+
+    def renew_issuer(self, now: datetime) -> "Authority":
+        """The authority with a new issuing certificate below its root. What the old one signed stays good, its key
+        signs no more. StoreError when the root's key is not here, Refused when the root has ended."""
+        try:
+            root = x509.Issuer(self.root, x509.load_key(self.keys.read(x509.fingerprint(self.root))))
+            fresh = x509.new_issuing(root, now, self.lives.issuing)
+        except x509.CertificateError as error:
+            raise Refused(f"no new issuing certificate can be made: {error}") from error
+        self.keys.write(x509.fingerprint(fresh.cert), x509.key_pem(fresh.key))
+        records = (_stored(self.issuer.cert, "issuing", retired=True), _stored(fresh.cert, "issuing"))
+        self.store.commit(Batch(issuers=records))
+        return replace(self, issuer=fresh)
 
     def create_token(self, node: str, ttl: timedelta, now: datetime, address: str, along: Batch = NOTHING) -> JoinToken:
         """A one-time token with which `node` can join within `ttl`, at the centre's `address` (HOST:PORT). `along` is
@@ -218,6 +241,7 @@ class Authority:
             node=node,
             not_after=leaf.not_valid_after_utc.timestamp(),
             issuer=x509.fingerprint(self.issuer.cert),
+            issued=now.timestamp(),
         )
         whole = Batch(burn=burn, burnt=now.timestamp(), certificates=(record,), forget_before=self._forgotten(now))
         self.store.commit(whole.also(along))
@@ -241,8 +265,8 @@ def _granted(csr: bytes | str, identity: Identity, why: str) -> x509.CsrFacts:
     return facts
 
 
-def _stored(cert: Certificate, role: str) -> StoredIssuer:
-    return StoredIssuer(x509.fingerprint(cert), role, x509.pem(cert), cert.not_valid_after_utc.timestamp())
+def _stored(cert: Certificate, role: str, *, retired: bool = False) -> StoredIssuer:
+    return StoredIssuer(x509.fingerprint(cert), role, x509.pem(cert), cert.not_valid_after_utc.timestamp(), retired)
 
 
 def _time(unix: float) -> str:

@@ -12,6 +12,7 @@ from ca.authority import Lives
 from ca.contract import DEFAULT_PORT
 from ca.duration import Duration
 from ca.identity import check_name
+from ca.lifetimes import Thresholds
 from ca.settings import Loaded, Seconds, load
 
 FILE = Path("/etc/culvert/central.toml")
@@ -53,6 +54,20 @@ class LifeSettings(msgspec.Struct, frozen=True):
         return Lives(**{n: timedelta(seconds=getattr(self, n)) for n in self.__struct_fields__})
 
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class AlarmSettings(msgspec.Struct, frozen=True):
+    """When the centre says that something is about to end, as the share of its life that is left."""
+
+    renewed: Annotated[Share, _doc("For what renews itself at half its life: less left is overdue.")] = 0.25
+    root: Annotated[Share, _doc("For the root, which does not.")] = 0.1
+
+    def thresholds(self) -> Thresholds:
+        """As the survey takes them."""
+        return Thresholds(self.renewed, self.root)
+
+
 class CentralSettings(msgspec.Struct, frozen=True):
     """All settings of one centre."""
 
@@ -65,6 +80,7 @@ class CentralSettings(msgspec.Struct, frozen=True):
     connections: Annotated[int, msgspec.Meta(ge=8), _doc("Connections at once, sessions included.")] = 4096
     log_level: Annotated[str, _doc("debug, info, warning or error.")] = "info"
     lives: LifeSettings = LifeSettings()
+    alarms: AlarmSettings = AlarmSettings()
 
     def __post_init__(self) -> None:
         endpoint.split(self.listen)

@@ -6,7 +6,7 @@ cancelled, so a change that reached the disk always reaches the State too.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -18,6 +18,8 @@ from ca import discovered, recovery, registry, x509
 from ca.authority import Authority, Chain, Refused
 from ca.contract import (
     ApplyResponse,
+    CertificateCount,
+    CertificateStatus,
     FoundRequest,
     FoundResponse,
     JoinRequest,
@@ -28,9 +30,12 @@ from ca.contract import (
     SignResponse,
     Status,
     TokenResponse,
+    TrustStatus,
 )
 from ca.feed import Feed
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
+from ca.inventory import lifetimes
+from ca.lifetimes import USUAL, Lifetime, Overview, Standing, Thresholds, overview
 from ca.registry import Outcome, RegistryError, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
@@ -41,6 +46,9 @@ from ca.revoking import completed
 from ca.sessions import STALL, Sessions
 from ca.store import Batch, ConflictError, Store, StoredCertificate
 from ca.tokens import JoinToken, TokenError
+
+REMEMBERED = timedelta(days=1)
+"""How long a revocation of certificates is kept after the last of them has ended."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -58,12 +66,15 @@ class Centre:
         tick: float = 0.05,
         stall: float = STALL,
         clock: Callable[[], float] = time.time,
+        thresholds: Thresholds = USUAL,
     ) -> None:
         self.authority = authority
         self.advertise = advertise
         self._store = store
         self._clock = clock
         self._changing = trio.Lock()
+        self._thresholds = thresholds
+        self._overview = Overview(datetime.fromtimestamp(clock(), UTC))
         self._state = _restored(store)
         self.feed = Feed(self._state, tick)
         self.sessions = Sessions(self.feed, self.roots, clock, stall=stall)
@@ -229,6 +240,59 @@ class Centre:
             raise Refused(f"{why}: culvert ca unrevoke operator {name}")
         return await self._signed(lambda: self.authority.sign_operator(name, csr, self.now()), operator)
 
+    async def renew_issuer(self) -> bool:
+        """Replace the issuing certificate if that is due. StoreError, Refused."""
+        due = self.authority.renews_issuer
+        if due is None or self.now() < due:
+            return False
+        self.authority = await trio.to_thread.run_sync(self.authority.renew_issuer, self.now())
+        return True
+
+    async def forget_revocations(self) -> list[str]:
+        """Delete the revocations of certificates that have ended since, some time ago as clocks differ."""
+        before = self.now() - REMEMBERED
+        ended = [k for k, r in self._state.revoked.objects.items() if r.ended is not None and r.ended < before]
+        if ended:
+            await self.delete(ended)
+        return [k.name for k in ended]
+
+    @property
+    def overview(self) -> Overview:
+        """What the last `look_over` found."""
+        return self._overview
+
+    async def look_over(self) -> Overview:
+        """Look at every certificate that signs or is wanted. StoreError."""
+        now = self.now()
+        found = await self._lifetimes()
+        self._overview = await trio.to_thread.run_sync(overview, found, now, self._thresholds)
+        return self._overview
+
+    async def trust(self, limit: int) -> TrustStatus:
+        """Every kind of certificate, and those that end first, `limit` of them. StoreError."""
+        now = self.now()
+        found = await self._lifetimes()
+
+        def answer() -> TrustStatus:
+            it = overview(found, now, self._thresholds)
+            held = sorted((i for i in found if i.held), key=lambda i: i.ends)[:limit]
+            return TrustStatus(
+                [
+                    CertificateStatus(i.what, i.title, i.ends.timestamp(), i.standing(now, self._thresholds).value)
+                    for i in held
+                ],
+                [CertificateCount(what, *(it.counts[what, s] for s in Standing)) for what in it.first],
+                [f.text for f in it.findings],
+                len(self._state.revoked.objects),
+                now.timestamp(),
+            )
+
+        return await trio.to_thread.run_sync(answer)
+
+    async def _lifetimes(self) -> Sequence[Lifetime]:
+        state, store = self._state, self._store
+        return await trio.to_thread.run_sync(lambda: tuple(lifetimes(state, store.issuers(), store.holders())))
+
     def list(self, kind: str, namespace: str, name: str) -> Listing:
         """The objects of a kind (all kinds if empty), narrowed by namespace and name unless those are empty."""
         state = self._state
@@ -243,7 +307,14 @@ class Centre:
         """Every node and how far it is."""
         state = self._state
         workloads = sum(len(hosted) for hosted in state.hosted.values())
-        return Status(state.revision, self.trust_domain, self.sessions.status(state), workloads, self._clock())
+        return Status(
+            state.revision,
+            self.trust_domain,
+            self.sessions.status(state),
+            workloads,
+            self._clock(),
+            [f.text for f in self._overview.findings],
+        )
 
     def known(self, node: NodeIdentity) -> bool:
         """Whether the mesh still has that node: a certificate outlives a deletion, and a revocation."""

@@ -41,6 +41,7 @@ from ca.contract import (
     Status,
     TokenRequest,
     TokenResponse,
+    TrustStatus,
     check_version,
 )
 from ca.credential import Credential
@@ -205,6 +206,10 @@ class Client:
     async def status(self) -> Status:
         """Every node, and how far it is."""
         return await self._call("GET", "/v1/status", None, Status)
+
+    async def trust(self, limit: int) -> TrustStatus:
+        """Which certificates end when: those that end first, `limit` of them, and how many there are."""
+        return await self._call("GET", f"/v1/trust?limit={limit}", None, TrustStatus)
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator["Session"]:

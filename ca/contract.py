@@ -14,6 +14,7 @@ Calls are HTTP/1.1 over mTLS with JSON bodies:
     POST /v1/label     LabelRequest -> ApplyResponse      an operator
     GET  /v1/resources?kind=&namespace=&name=  -> Listing an operator
     GET  /v1/status    -> Status                          an operator: every node and its active revision
+    GET  /v1/trust?limit=  -> TrustStatus                 an operator: which certificates end when
     POST /v1/ask       AskRequest -> AskResponse          an operator; passed on to a connected node
     GET  /v1/session   Upgrade: culvert -> 101            a node; from there on frames both ways
 
@@ -189,6 +190,37 @@ class Status(msgspec.Struct, frozen=True):
     trust_domain: str
     nodes: list[NodeStatus]
     workloads: int = 0
+    time: float = 0.0
+    alarms: list[str] = []
+
+
+class CertificateStatus(msgspec.Struct, frozen=True):
+    """`what` is root, issuing, node or workload, `title` which one; `not_after` is unix time. `standing` is good, late
+    (it should have been renewed by now) or ended."""
+
+    what: str
+    title: str
+    not_after: float
+    standing: str = "good"
+
+
+class CertificateCount(msgspec.Struct, frozen=True):
+    """How many certificates of a kind there are, by standing."""
+
+    what: str
+    good: int = 0
+    late: int = 0
+    ended: int = 0
+
+
+class TrustStatus(msgspec.Struct, frozen=True):
+    """The certificates that somebody needs: those that end first, in this order, and how many there are in all.
+    `alarms` says of each that is late or ended what to do."""
+
+    certificates: list[CertificateStatus]
+    counts: list[CertificateCount] = []
+    alarms: list[str] = []
+    revocations: int = 0
     time: float = 0.0
 
 

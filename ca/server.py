@@ -30,6 +30,7 @@ from ca.channel import Channel, ChannelError, keep_alive
 from ca.contract import MAX_BODY, VERSION, VERSION_HEADER
 from ca.frames import centre_side
 from ca.identity import CentralIdentity
+from ca.keeper import Keeper
 from ca.notify import keep_watchdog, notify
 from ca.store import Store, StoreError
 
@@ -54,7 +55,14 @@ class ListenError(Exception):
 
 async def run(settings: CentralSettings, store: Store, authority: Authority, advertise: str) -> None:
     """Serve until SIGTERM or SIGINT. ListenError, StoreError."""
-    centre = Centre(store, authority, advertise=advertise, tick=settings.tick, stall=settings.stall)
+    centre = Centre(
+        store,
+        authority,
+        advertise=advertise,
+        tick=settings.tick,
+        stall=settings.stall,
+        thresholds=settings.alarms.thresholds(),
+    )
     listeners = await listen(settings.listen)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
@@ -87,11 +95,14 @@ async def serve(
     """Serve until cancelled, then close the listeners; started with the HOST:PORT of the first."""
     local = _local_listener(settings.socket)
     front = Front(centre, settings.connections)
+    keeper = Keeper(centre)
     try:
+        await keeper.look()  # before ours is renewed: it can live no longer than the issuing one
         await front.renew(settings.name)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(centre.feed.run)
             nursery.start_soon(front.keep_renewed, settings.name)
+            nursery.start_soon(keeper.run)
             connections = await nursery.start(_hold)
             try:
                 name = listeners[0].socket.getsockname()

@@ -1,5 +1,6 @@
 """culvert ca: what the mesh trusts, and what it does so no longer."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import click
 import msgspec
 
 from agent.cli.calls import call, credential_option
-from agent.cli.output import Refused, note
+from agent.cli.output import Refused, ago, note, output_option, show, warn
 from ca.client import Client
 from ca.contract import ApplyRequest, ApplyResponse, DeleteRequest, ResourceName
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
@@ -28,12 +29,12 @@ _WHAT = click.Choice(["workload", "node", "operator", "identity", "serial"])
 
 @click.group()
 def ca() -> None:
-    """Revoke what was stolen or lost.
+    """See when certificates end; revoke what was stolen or lost.
 
     \b
     culvert ca revoke workload shop/web --reason "key seen on a pastebin"
     culvert ca revoke node db-1
-    culvert get revocations
+    culvert ca status
     """
 
 
@@ -103,6 +104,59 @@ def unrevoke(what: str, name: str, restore: bool, credential: Path | None) -> No
         if what == "node":
             note(f"next: culvert central token create --node {name}, and on it: culvert agent join --force TOKEN")
     note(f"revision {response.revision}")
+
+
+@ca.command()
+@click.option("--limit", type=click.IntRange(0, 10_000), default=20, show_default=True, help="How many certificates.")
+@output_option()
+@credential_option
+def status(limit: int, output: str, credential: Path | None) -> None:
+    """Show what ends when, the nearest end first: roots, issuing certificates, nodes, workloads.
+
+    Exit code 1 if any of them should have been renewed by now, or has ended.
+
+    \b
+    culvert ca status
+    culvert ca status -o json
+    """
+    trust = call(credential, lambda client: client.trust(limit))
+    if output == "table":
+        counts = ", ".join(_many(c.good + c.late + c.ended, _KINDS.get(c.what, c.what)) for c in trust.counts)
+        late, ended = sum(c.late for c in trust.counts), sum(c.ended for c in trust.counts)
+        click.echo(f"certificates of {counts}; {late} overdue, {ended} ended; {_many(trust.revocations, 'revocation')}")
+        for alarm in trust.alarms:
+            warn(alarm)
+    rows = [
+        [_left(c.not_after - trust.time), c.what, _short(c.title), _date(c.not_after), _STANDING[c.standing]]
+        for c in trust.certificates
+    ]
+    show(output, trust, ["left", "what", "which", "ends", "state"], rows, empty="no certificates yet")
+    total = sum(c.good + c.late + c.ended for c in trust.counts)
+    if output == "table" and total > len(rows):
+        note(f"{total - len(rows)} more end later: culvert ca status --limit {total}")
+    if trust.alarms:
+        raise SystemExit(1)
+
+
+_KINDS = {"issuing": "issuer"}
+_STANDING = {"good": "good", "late": "overdue", "ended": "ended"}
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _left(seconds: float) -> str:
+    return ago(seconds) if seconds > 0 else "none"
+
+
+def _short(title: str) -> str:
+    """Without the trust domain, which all share."""
+    return re.sub(r"^spiffe://[^/]+/ns/([^/]+)/sa/", r"\1/", title)
+
+
+def _date(unix: float) -> str:
+    return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M}Z"
 
 
 async def _trust_domain(client: Client) -> str:

@@ -9,7 +9,7 @@ import trio
 
 from agent.cli import logs, tables
 from agent.cli.calls import call, credential_option, run
-from agent.cli.output import Refused, note, output_option, show
+from agent.cli.output import Refused, note, output_option, show, warn
 from ca import credential as credentials
 from ca import founding, x509
 from ca.authority import Refused as NotSigned
@@ -155,6 +155,8 @@ def status(output: str, credential: Path | None) -> None:
     if output == "table":
         nodes = f"{sum(n.connected for n in state.nodes)} of {len(state.nodes)} nodes connected"
         click.echo(f"mesh {state.trust_domain}, revision {state.revision}, {state.workloads} workloads, {nodes}")
+        for alarm in state.alarms:
+            warn(alarm)
     show(output, state, *tables.status(state), empty="no nodes yet: culvert central token create --node NAME")
 
 

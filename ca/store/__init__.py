@@ -67,21 +67,23 @@ class StoredToken:
 @dataclass(frozen=True, slots=True)
 class StoredCertificate:
     """That a certificate was issued. `serial` is hex, `node` who asked for it (empty for operators and centres),
-    `not_after` unix time, `issuer` the fingerprint of the certificate that signed it."""
+    `issued` and `not_after` unix time, `issuer` the fingerprint of the certificate that signed it."""
 
     serial: str
     identity: str
     node: str
     not_after: float
     issuer: str
+    issued: float = 0.0
 
 
 class Holder(NamedTuple):
-    """Who was given certificates for `identity`, and the unix time at which the last of them ends. There may be a
-    hundred thousand, hence no dataclass."""
+    """Who was given certificates for `identity`, and of the last of them the unix times of issue and end. There may be
+    a hundred thousand, hence no dataclass."""
 
     identity: str
     node: str
+    issued: float
     not_after: float
 
 

@@ -38,7 +38,9 @@ MIGRATIONS = (
     """,
     """
     DROP INDEX certificates_by_identity;
-    CREATE INDEX certificates_by_holder ON certificates (identity, node, not_after);
+    ALTER TABLE certificates ADD COLUMN issued REAL NOT NULL DEFAULT 0;
+    UPDATE certificates SET issued = not_after - 86400;
+    CREATE INDEX certificates_by_holder ON certificates (identity, node, issued, not_after);
     CREATE INDEX certificates_by_node ON certificates (node, not_after);
     """,
 )

@@ -134,13 +134,14 @@ class SqliteStore:
         """Certificates issued and not yet forgotten, in the order of their end."""
         given = {k: v for k, v in (("identity", identity), ("node", node), ("serial", serial)) if v is not None}
         where = f"WHERE {' AND '.join(f'{name} = ?' for name in given)}" if given else ""
-        select = f"SELECT serial, identity, node, not_after, issuer, version FROM certificates {where}"
+        select = f"SELECT serial, identity, node, not_after, issuer, issued, version FROM certificates {where}"
         return [StoredCertificate(*r) for r in self._rows(f"{select} ORDER BY not_after", *given.values())]
 
     def holders(self) -> Sequence[Holder]:
         """Everybody with a certificate not yet forgotten."""
         # From the index alone, which has no version: whoever looks at the records themselves is told of a newer one.
-        select = "SELECT identity, node, max(not_after), 0 FROM certificates GROUP BY identity, node"
+        # SQLite takes `not_after` from the very row that has the maximum.
+        select = "SELECT identity, node, max(issued), not_after, 0 FROM certificates GROUP BY identity, node"
         return [Holder(*r) for r in self._rows(select)]
 
     def issuers(self) -> Sequence[StoredIssuer]:
@@ -194,8 +195,11 @@ class SqliteStore:
             [(t.digest, t.node, t.expires, t.used, RECORD_VERSION) for t in batch.tokens],
         )
         many(
-            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?)",
-            [(c.serial, c.identity, c.node, c.not_after, c.issuer, RECORD_VERSION) for c in batch.certificates],
+            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (c.serial, c.identity, c.node, c.not_after, c.issuer, RECORD_VERSION, c.issued)
+                for c in batch.certificates
+            ],
         )
         many(
             "INSERT INTO issuers (fingerprint, role, certificate, not_after, retired, version)"

@@ -54,6 +54,7 @@ MAY = {
     ("POST", "/v1/ask"): {"operator"},
     ("GET", "/v1/resources"): {"operator"},
     ("GET", "/v1/status"): {"operator"},
+    ("GET", "/v1/trust"): {"operator"},
     ("GET", "/v1/session"): {"node"},
 }
 

@@ -103,8 +103,8 @@ def test_a_token_burns_once_and_nothing_else_is_written_then(store: SqliteStore)
 
 def test_certificates_are_found_by_identity_and_forgotten(store: SqliteStore) -> None:
     old, new = (
-        StoredCertificate("01", "spiffe://a", "n", 10.0, "f"),
-        StoredCertificate("02", "spiffe://a", "n", 90.0, "f"),
+        StoredCertificate("01", "spiffe://a", "n", 10.0, "f", 1.0),
+        StoredCertificate("02", "spiffe://a", "n", 90.0, "f", 5.0),
     )
     other = StoredCertificate("03", "spiffe://b", "m", 50.0, "f")
     store.commit(Batch(certificates=(new, old, other), tokens=(StoredToken("d", "n", 10.0),)))
@@ -113,10 +113,17 @@ def test_certificates_are_found_by_identity_and_forgotten(store: SqliteStore) ->
     assert store.certificates(node="m") == [other]
     assert store.certificates("spiffe://a", serial="02") == [new]
     assert store.certificates(serial="04") == []
-    assert set(store.holders()) == {("spiffe://a", "n", 90.0), ("spiffe://b", "m", 50.0)}
     store.commit(Batch(forget_before=20.0))
     assert store.certificates() == [other, new]
     assert store.tokens() == []
+
+
+def test_a_holder_is_known_by_what_it_was_given_last(store: SqliteStore) -> None:
+    def given(serial: str, node: str, issued: float, ends: float) -> StoredCertificate:
+        return StoredCertificate(serial, "spiffe://a", node, ends, "f", issued)
+
+    store.commit(Batch(certificates=(given("1", "n", 1.0, 99.0), given("2", "n", 5.0, 9.0), given("3", "m", 2.0, 4.0))))
+    assert set(store.holders()) == {("spiffe://a", "n", 5.0, 9.0), ("spiffe://a", "m", 2.0, 4.0)}
 
 
 def test_issuers_come_in_order_and_can_retire(store: SqliteStore) -> None:

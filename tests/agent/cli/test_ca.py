@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.agent.cli.mesh import Commands, end
+
+pytestmark = pytest.mark.slow  # a process for each command
+
+
+def test_status_says_what_ends_when_and_fails_when_something_is_overdue(tmp_path: Path) -> None:
+    culvert = Commands(tmp_path / "centre")
+    culvert.environ["CULVERT_CENTRAL_LIVES_ROOT"] = "400d"
+    culvert.ok("central", "init", "--trust-domain", "shop.example", "--listen", culvert.address)
+    process = culvert.start()
+    try:
+        lines = culvert.ok("ca", "status", COLUMNS="80").splitlines()
+        assert lines[0] == "certificates of 1 root, 1 issuer; 0 overdue, 0 ended; 0 revocations"
+        assert [line.split()[1] for line in lines[1:]] == ["WHAT", "issuing", "root"]
+        assert all(len(line) <= 80 and line.endswith("good") for line in lines[2:])
+        assert "1 more end later: culvert ca status --limit 2" in culvert("ca", "status", "--limit", "1").stderr
+    finally:
+        end(process)
+    # A root of 400 days is late from the start if half of its life is thought to be little.
+    culvert.environ["CULVERT_CENTRAL_ALARMS_ROOT"] = "0.9999999"
+    process = culvert.start()
+    try:
+        said = culvert.refused("ca", "status")
+        assert "warning: root " in said
+        assert "plan a new root now" in said
+        done = culvert("ca", "status", "-o", "json")
+        assert done.returncode == 1
+        trust = json.loads(done.stdout)
+        assert [(c["what"], c["standing"]) for c in trust["certificates"]] == [("issuing", "good"), ("root", "late")]
+        assert trust["counts"][0] == {"what": "root", "good": 0, "late": 1, "ended": 0}
+        assert "plan a new root now" in culvert("central", "status").stderr
+    finally:
+        end(process)
