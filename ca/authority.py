@@ -125,8 +125,7 @@ class Authority:
     @property
     def renews_issuer(self) -> datetime | None:
         """When the issuing certificate is to be replaced; None if it ends with the root."""
-        cert = self.issuer.cert
-        return renewal_time(cert.not_valid_before_utc, cert.not_valid_after_utc, self.root.not_valid_after_utc)
+        return renewal_time(*x509.life(self.issuer.cert), self.root.not_valid_after_utc)
 
     def renew_issuer(self, now: datetime) -> "Authority":
         """The authority with a new issuing certificate below its root. What the old one signed stays good, its key

@@ -17,10 +17,10 @@ def lifetimes(state: State, issuers: Iterable[StoredIssuer], holders: Iterable[H
     last_root = max((i.not_after for i in signing if i.role == "root"), default=0.0)
     for issuer in signing:
         cert = x509.load_chain(issuer.certificate)[0]
-        life = cert.not_valid_after_utc - cert.not_valid_before_utc
+        begins, ends = x509.life(cert)
         # One that ends with its root has no successor, and the root's own alarm says all there is to say.
         held = not issuer.retired and (issuer.role == "root" or issuer.not_after < last_root)
-        yield Lifetime(issuer.role, issuer.fingerprint[:12], cert.not_valid_after_utc, life, held)
+        yield Lifetime(issuer.role, issuer.fingerprint[:12], ends, ends - begins, held)
     wanted: dict[str, frozenset[str]] = {}
     for holder in holders:
         ends = datetime.fromtimestamp(holder.not_after, UTC)

@@ -204,6 +204,12 @@ def load_chain(data: bytes) -> list[x509.Certificate]:
         raise CertificateError(f"no readable certificate in PEM: {error}") from error
 
 
+def life(cert: x509.Certificate) -> tuple[datetime, datetime]:
+    """When a certificate of ours was issued, and when it ends. It is valid a little earlier (BACKDATED)."""
+    ends = cert.not_valid_after_utc
+    return min(cert.not_valid_before_utc + BACKDATED, ends), ends
+
+
 def fingerprint(cert: x509.Certificate) -> str:
     """SHA-256 over the DER form, in hex."""
     return cert.fingerprint(hashes.SHA256()).hex()
