@@ -29,7 +29,6 @@ from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from agent.snapshot import Snapshot
 from agent.state import Membership, State
 from agent.telemetry.access_log import AccessLog
-from agent.telemetry.endpoints import Page, open_listener, serve_pages
 from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
 from agent.topics import Topics
@@ -39,6 +38,7 @@ from ca.client import Client, ClientError
 from ca.contract import SignResponse
 from ca.identity import NodeIdentity, parse
 from ca.notify import keep_watchdog, notify
+from ca.pages import Page, open_listener, serve_pages
 from ca.x509 import CertificateError
 from redirect.desired import Desired
 

@@ -78,14 +78,16 @@ class CentralSettings(msgspec.Struct, frozen=True):
     tick: Annotated[Seconds, _doc("How long changes are gathered into one delta for all nodes.")] = Duration(0.05)
     stall: Annotated[Seconds, _doc("A node that takes nothing for so long is dropped.")] = Duration(30)
     connections: Annotated[int, msgspec.Meta(ge=8), _doc("Connections at once, sessions included.")] = 4096
+    metrics: Annotated[str, _doc("HOST:PORT for Prometheus; empty: none.")] = "127.0.0.1:15014"
     log_level: Annotated[str, _doc("debug, info, warning or error.")] = "info"
     lives: LifeSettings = LifeSettings()
     alarms: AlarmSettings = AlarmSettings()
 
     def __post_init__(self) -> None:
         endpoint.split(self.listen)
-        if self.advertise:
-            endpoint.split(self.advertise)
+        for where in (self.advertise, self.metrics):
+            if where:
+                endpoint.split(where)
         check_name(self.name, "name")
         if not self.tick > 0 or not self.stall > 0:
             raise ValueError("tick and stall must be longer than nothing")

@@ -36,6 +36,7 @@ from ca.feed import Feed
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
 from ca.inventory import lifetimes
 from ca.lifetimes import USUAL, Lifetime, Overview, Standing, Thresholds, overview
+from ca.metrics import Facts
 from ca.registry import Outcome, RegistryError, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
@@ -314,6 +315,18 @@ class Centre:
             workloads,
             self._clock(),
             [f.text for f in self._overview.findings],
+        )
+
+    def facts(self) -> Facts:
+        """What a scrape of the metrics shows."""
+        status = self.status()
+        return Facts(
+            self._overview,
+            status.revision,
+            len(status.nodes),
+            sum(n.connected for n in status.nodes),
+            status.workloads,
+            len(self._state.revoked.objects),
         )
 
     def known(self, node: NodeIdentity) -> bool:

@@ -31,7 +31,9 @@ from ca.contract import MAX_BODY, VERSION, VERSION_HEADER
 from ca.frames import centre_side
 from ca.identity import CentralIdentity
 from ca.keeper import Keeper
+from ca.metrics import CONTENT_TYPE, exposition
 from ca.notify import keep_watchdog, notify
+from ca.pages import open_listener, serve_pages
 from ca.store import Store, StoreError
 
 STRANGERS = 256
@@ -64,12 +66,19 @@ async def run(settings: CentralSettings, store: Store, authority: Authority, adv
         thresholds=settings.alarms.thresholds(),
     )
     listeners = await listen(settings.listen)
+    pages = await _metrics_listener(settings.metrics)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             bound = await nursery.start(serve, centre, settings, listeners)
             log.info("ready", listen=bound, advertise=advertise, trust_domain=centre.trust_domain)
             notify("READY=1")
             nursery.start_soon(keep_watchdog)
+            if pages:
+
+                async def page() -> tuple[int, str, bytes]:
+                    return 200, CONTENT_TYPE, await trio.to_thread.run_sync(exposition, centre.facts())
+
+                nursery.start_soon(serve_pages, pages, {"/metrics": page, "/": page})
             async for number in signals:
                 log.info("stopping", signal=signal.Signals(number).name)
                 notify("STOPPING=1")
@@ -83,6 +92,17 @@ async def listen(where: str) -> list[trio.SocketListener]:
         return list(await trio.open_tcp_listeners(port, host=host))
     except OSError as e:
         raise ListenError(f"{where}: cannot listen there: {e.strerror or e}") from e
+
+
+async def _metrics_listener(where: str) -> trio.SocketListener | None:
+    """Where the metrics are served. None if nowhere, or not possible: the centre does without."""
+    if not where:
+        return None
+    try:
+        return await open_listener(*endpoint.split(where))
+    except OSError as e:
+        log.warning("no-metrics", listen=where, why=e.strerror)
+        return None
 
 
 async def serve(

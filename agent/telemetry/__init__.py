@@ -4,5 +4,4 @@ sink        lines to a file by a thread of its own: a blocked disk blocks nothin
 access_log  one line for each closed connection
 ledger      what workers report: recent connections, counted and logged
 metrics     the standard Istio TCP counters and our own gauges, for Prometheus
-endpoints   /metrics and readiness over HTTP
 """

@@ -1,9 +1,10 @@
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.agent.cli.mesh import Commands, end
+from tests.agent.cli.mesh import Commands, end, free_port
 
 pytestmark = pytest.mark.slow  # a process for each command
 
@@ -21,8 +22,8 @@ def test_status_says_what_ends_when_and_fails_when_something_is_overdue(tmp_path
         assert "1 more end later: culvert ca status --limit 2" in culvert("ca", "status", "--limit", "1").stderr
     finally:
         end(process)
-    # A root of 400 days is late from the start if half of its life is thought to be little.
-    culvert.environ["CULVERT_CENTRAL_ALARMS_ROOT"] = "0.9999999"
+    # A root is late from the start if less than all of its life is thought to be little.
+    culvert.environ["CULVERT_CENTRAL_ALARMS_ROOT"] = "1"
     process = culvert.start()
     try:
         said = culvert.refused("ca", "status")
@@ -34,5 +35,24 @@ def test_status_says_what_ends_when_and_fails_when_something_is_overdue(tmp_path
         assert [(c["what"], c["standing"]) for c in trust["certificates"]] == [("issuing", "good"), ("root", "late")]
         assert trust["counts"][0] == {"what": "root", "good": 0, "late": 1, "ended": 0}
         assert "plan a new root now" in culvert("central", "status").stderr
+    finally:
+        end(process)
+
+
+def test_metrics_of_the_centre(tmp_path: Path) -> None:
+    culvert = Commands(tmp_path / "centre")
+    culvert.environ["CULVERT_CENTRAL_METRICS"] = where = f"127.0.0.1:{free_port()}"
+    culvert.ok("central", "init", "--trust-domain", "shop.example", "--listen", culvert.address)
+    process = culvert.start()
+    try:
+        with urllib.request.urlopen(f"http://{where}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        assert 'culvert_ca_certificates{state="good",what="issuing"} 1.0' in text
+        # Taken already: the centre does without.
+        other = Commands(tmp_path / "other")
+        other.environ["CULVERT_CENTRAL_METRICS"] = where
+        other.ok("central", "init", "--trust-domain", "other.example", "--listen", other.address)
+        end(other.start())
     finally:
         end(process)

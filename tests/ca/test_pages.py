@@ -3,8 +3,8 @@ import socket
 import pytest
 import trio
 
-from agent.telemetry.endpoints import MOST, open_listener, serve_pages
 from ca.http import HttpError, request
+from ca.pages import MOST, open_listener, serve_pages
 
 
 async def page() -> tuple[int, str, bytes]:
