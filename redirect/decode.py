@@ -32,9 +32,9 @@ from redirect.ruleset import (
 )
 
 _FIELDS = {(f.kind, f.number): f for f in PLAIN_FIELDS}
-_KEYS = {(key.number, key.ranges): key for key in Key}
-_INTERVAL, _MAP = 4, 8
-"""NFT_SET_INTERVAL and NFT_SET_MAP, flags of sets."""
+_KEYS = {(key.number, key.ranges, key.passing): key for key in Key}
+_INTERVAL, _MAP, _TIMEOUT = 4, 8, 16
+"""NFT_SET_INTERVAL, NFT_SET_MAP and NFT_SET_TIMEOUT, flags of sets."""
 _REDIRECT_FLAGS = (None, 2)
 """The kernel adds NF_NAT_RANGE_PROTO_SPECIFIED."""
 
@@ -50,11 +50,11 @@ def decode_base(chain: dict[int, bytes]) -> Base | None:
 def decode_group(group: dict[int, bytes], elements: Iterable[bytes]) -> Group:
     """From the attributes of a set or map, and the payloads of its elements."""
     name, flags = _text(group[2]), _number(group.get(3))
-    key = _KEYS.get((_number(group.get(4)), bool(flags & _INTERVAL)))
+    key = _KEYS.get((_number(group.get(4)), bool(flags & _INTERVAL), bool(flags & _TIMEOUT)))
     if key is not None and key.width != _number(group.get(5)):
         key = None
-    # Every other flag (timeouts, ranges in maps, ...) makes it a set that no plan of ours has.
-    if flags not in (0, _INTERVAL, _MAP) or (flags & _MAP and _number(group.get(6)) != VERDICT_TYPE):
+    # Every other flag (data, ranges in maps, ...) makes it a set that no plan of ours has.
+    if flags not in (0, _INTERVAL, _MAP, _TIMEOUT) or (flags & _MAP and _number(group.get(6)) != VERDICT_TYPE):
         key = None
     rows = [dict(attributes(e)) for e in elements]
     if flags & _MAP:
@@ -62,7 +62,8 @@ def decode_group(group: dict[int, bytes], elements: Iterable[bytes]) -> Group:
     values = ((_data(row[1]), bool(_number(row.get(3)) & 1)) for row in rows)
     if key is not None and key.ranges:
         return Set(name, key, _ranges(values, key.width))
-    return Set(name, key, frozenset(value for value, _ in values))
+    left = max((_number(row.get(5)) / 1000 for row in rows), default=0.0) if flags & _TIMEOUT else None
+    return Set(name, key, frozenset(value for value, _ in values), left)
 
 
 def _ranges(values: Iterable[tuple[bytes, bool]], width: int) -> frozenset[bytes]:

@@ -5,12 +5,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Packet marks: `agent` on what the agent sends, `spoof` on what it sends from a foreign source address."""
+    """Packet marks: `agent` on what the agent sends, `spoof` on what it sends from a foreign source address; and the
+    other numbers that we share with everybody else's rules. `rule_priority` is that of our routing rules: after the
+    local table (0), so that addresses of our own never come there, and before the others. `nat_priority` that of the
+    chains that redirect: before the translations of container engines (-100), which would otherwise decide first.
+    """
 
     agent: int = 0xC0170001
     spoof: int = 0xC0170002
     mask: int = 0xFFFF000F
     route_table: int = 49175
+    rule_priority: int = 49
+    nat_priority: int = -105
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,10 @@ class Capture:
 class Desired:
     """All that the table depends on. `mesh` are the (address, port) pairs of every enrolled workload of the mesh;
     `agent_uids` the uids whose marked packets are exempt; `inbound_port` where arriving plaintext goes;
-    `capture_all` is true for the egress modes observe and registry-only."""
+    `capture_all` is true for the egress modes observe and registry-only. Connections to ports in `never` are left alone
+    everywhere, those to `login_ports` at this machine's own addresses, and those to the (address, port) pairs in
+    `spared`. From `until` (seconds of the clock that runs since boot) on the table takes nothing any more: None for one
+    that was confirmed."""
 
     captures: tuple[Capture, ...] = ()
     mesh: frozenset[tuple[str, int]] = frozenset()
@@ -77,4 +86,7 @@ class Desired:
     never: frozenset[int] = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
     inbound_port: int = 15006
     capture_all: bool = False
+    login_ports: frozenset[int] = frozenset()
+    spared: frozenset[tuple[str, int]] = frozenset()
+    until: float | None = None
     marks: Marks = field(default_factory=Marks)

@@ -120,7 +120,7 @@ def add_elements(table: str, group: Group) -> list[Message]:
     assert group.key is not None
     packed: Iterable[bytes]
     if isinstance(group, Set):
-        packed, width = _packers(group.key, group.elements), _width(group.key)
+        packed, width = _packers(group.key, group.elements, group.seconds), _width(group.key)
     else:
         packed, width = (_verdict_element(e, v) for e, v in group.elements), group.key.width + 300
     return list(_elements(table, group.name, nft.NFT_MSG_NEWSETELEM, ADD, packed, width))
@@ -191,6 +191,7 @@ def _group(table: str, group: Group, number: int) -> Message:
         what = "map"
     else:
         attributes += [("NFTA_SET_FLAGS", {"NFT_SET_INTERVAL"})] if key.ranges else []
+        attributes += [("NFTA_SET_FLAGS", {"NFT_SET_TIMEOUT"})] if key.passing else []
         what = "set"
     return _message(nft.nft_set_msg, nft.NFT_MSG_NEWSET, ADD, attributes, f"{what} {group.name} ({key.text})")
 
@@ -334,7 +335,15 @@ def _range(element: bytes) -> bytes:
     return _element(element[:size]) + attribute(1, mark)
 
 
-def _packers(key: Key, elements: Iterable[bytes]) -> Iterator[bytes]:
+def _passing(element: bytes, seconds: float) -> bytes:
+    """An element that goes by itself; the kernel counts milliseconds."""
+    timeout = attribute(4, max(1, round(1000 * seconds)).to_bytes(8, "big"))
+    return attribute(1, attribute(1, attribute(1, element)) + timeout)
+
+
+def _packers(key: Key, elements: Iterable[bytes], seconds: float | None = None) -> Iterator[bytes]:
+    if seconds is not None and key.passing:
+        return (_passing(element, seconds) for element in elements)
     return map(_range if key.ranges else _element, elements)
 
 

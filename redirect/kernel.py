@@ -9,6 +9,7 @@ import contextlib
 import errno
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -71,7 +72,7 @@ class Kernel:
         with self._lock:
             try:
                 if afresh or not self._change_mesh(desired):
-                    planned = plan(desired)
+                    planned = plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME))
                     self._move(planned, afresh)
                     self._applied, self._known = desired, planned
                     routing.install(self._routes, desired.marks)
@@ -84,7 +85,7 @@ class Kernel:
         with self._lock:
             try:
                 return [
-                    *compare(plan(desired), self._held()),
+                    *compare(plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME)), self._held()),
                     *self._settled(lambda: list(routing.missing(self._routes, desired.marks))),
                 ]
             except Refused as refused:

@@ -6,6 +6,8 @@ TABLE = "culvert"
 """The one table we own, family inet; `nft delete table inet culvert` removes capture."""
 
 OUT, PRE, INBOUND, GUARD, BORROW = "out", "pre", "inbound", "guard", "borrow"
+TRIAL = "trial"
+"""The set whose one element goes by itself when a trial ends."""
 FROM = "from/"
 """Chains of workloads are called from/NAMESPACE/NAME."""
 INTO = "into/"
@@ -15,4 +17,5 @@ CAPTURED, BYPASSED, SKIPPED = "captured", "bypassed", "skipped"
 
 MESH = {Key.ENDPOINT4: "mesh4", Key.ENDPOINT6: "mesh6"}
 SERVES = {Key.ENDPOINT4: "serves4", Key.ENDPOINT6: "serves6"}
+SPARED = {Key.ENDPOINT4: "spared4", Key.ENDPOINT6: "spared6"}
 BY_ADDRESS = {Key.ADDRESS4: "by-address4", Key.ADDRESS6: "by-address6"}

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from redirect.desired import Desired
+from redirect.names import SPARED, TRIAL
 from redirect.ruleset import (
     DADDR4,
     DADDR6,
@@ -35,16 +37,25 @@ IS_TCP = Match(L4PROTO, TCP)
 NOT_TCP = rule(Match(L4PROTO, TCP, equal=False), Verdict(Code.RETURN))
 
 
-def head() -> tuple[Rule, ...]:
-    """What is left alone: all but TCP, connections older than the table, and the ports that must work when we do not.
+def head(desired: Desired) -> tuple[Rule, ...]:
+    """What is left alone: all but TCP, everything when a trial is over, connections older than the table, and what must
+    work when we do not.
 
     The kernel begins to track connections when the table comes. The next packet of an old one is new to it, and a rule
     that took it would break the connection; only what opens one is taken.
     """
+    accept = Verdict(Code.ACCEPT)
+    over = rule(Member((L4PROTO,), TRIAL, inside=False), Verdict(Code.RETURN), comment="not confirmed in time")
+    logins = rule(
+        IS_TCP, Member((DPORT,), "login-ports"), Match(DADDR_TYPE, LOCAL), accept, comment="people log in there"
+    )
     return (
         NOT_TCP,
+        *((over,) if desired.until is not None else ()),
         rule(IS_TCP, Match(TCP_FLAGS, SYN, FLAGS, equal=False), Verdict(Code.RETURN), comment="older than we"),
-        rule(IS_TCP, Member((DPORT,), "never"), Verdict(Code.ACCEPT)),
+        rule(IS_TCP, Member((DPORT,), "never"), accept),
+        *((logins,) if desired.login_ports else ()),
+        *(towards(SPARED, accept, comment="the centre") if desired.spared else ()),
     )
 
 

@@ -5,16 +5,18 @@ latter every connection belongs to the one workload (`Recognise.everything`).
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 from redirect.chains import inbound, workload
 from redirect.desired import Desired
 from redirect.guards import borrow, guard
-from redirect.names import FROM, INBOUND, MESH, OUT, PRE, SERVES, TABLE
+from redirect.names import FROM, INBOUND, MESH, OUT, PRE, SERVES, SPARED, TABLE, TRIAL
 from redirect.phrases import head, rule
 from redirect.recognise import dispatch, dispatch_maps
 from redirect.ruleset import (
     MARK,
     SKUID,
+    TCP,
     Base,
     Chain,
     Code,
@@ -23,6 +25,7 @@ from redirect.ruleset import (
     Match,
     Member,
     Ruleset,
+    Set,
     Verdict,
     VerdictMap,
     endpoint_sets,
@@ -31,8 +34,9 @@ from redirect.ruleset import (
 from redirect.skips import openings, skip_sets
 
 
-def plan(desired: Desired) -> Ruleset:
-    """The table. A ValueError names two captures that contradict each other."""
+def plan(desired: Desired, now: float = 0.0) -> Ruleset:
+    """The table. `now` is read off the clock of `desired.until`. A ValueError names two captures that contradict each
+    other."""
     ports = Counter(c.port for c in desired.captures)
     if doubled := sorted(port for port, times in ports.items() if times > 1):
         raise ValueError(f"capture port {doubled[0]} is kept for several workloads: the port is the identity")
@@ -44,6 +48,7 @@ def plan(desired: Desired) -> Ruleset:
             *endpoint_sets(SERVES, (pair for c in desired.captures for pair in c.serves)),
             numbers("local-ports", Key.PORT, (p for c in desired.captures if c.shares_address for _, p in c.serves)),
             numbers("never", Key.PORT, desired.never),
+            *_exempt(desired, now),
             numbers("kept-ports", Key.PORT, (desired.inbound_port, *ports)),
             numbers("agents", Key.UID, desired.agent_uids),
             *(each for capture in desired.captures for each in skip_sets(capture)),
@@ -54,11 +59,28 @@ def plan(desired: Desired) -> Ruleset:
             *(chain for capture in desired.captures for chain in openings(capture, desired.inbound_port)),
             *(workload(capture, desired) for capture in desired.captures),
             _out(desired, maps),
-            Chain(PRE, (*head(), rule(Verdict(Code.GOTO, INBOUND))), Base("nat", Hook.PREROUTING, -100)),
+            _pre(desired),
             guard(desired),
             borrow(desired.marks),
         ),
     )
+
+
+def _exempt(desired: Desired, now: float) -> Iterator[Set]:
+    """The sets of what is left alone here, and for how long the rest is taken."""
+    if desired.login_ports:
+        yield numbers("login-ports", Key.PORT, desired.login_ports)
+    if desired.spared:
+        yield from endpoint_sets(SPARED, desired.spared)
+    if desired.until is not None:
+        left = desired.until - now
+        yield Set(TRIAL, Key.PASSING, frozenset({bytes([TCP])} if left > 0 else ()), left)
+
+
+def _pre(desired: Desired) -> Chain:
+    """Connections that arrive from elsewhere."""
+    rules = (*head(desired), rule(Verdict(Code.GOTO, INBOUND)))
+    return Chain(PRE, rules, Base("nat", Hook.PREROUTING, desired.marks.nat_priority))
 
 
 def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:
@@ -71,6 +93,6 @@ def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:
     everything = (rule(Verdict(Code.GOTO, FROM + c.workload)) for c in desired.captures if c.recognise.everything)
     return Chain(
         OUT,
-        (*head(), *own, *dispatch(maps), *everything, rule(Verdict(Code.GOTO, INBOUND))),
-        Base("nat", Hook.OUTPUT, -100),
+        (*head(desired), *own, *dispatch(maps), *everything, rule(Verdict(Code.GOTO, INBOUND))),
+        Base("nat", Hook.OUTPUT, marks.nat_priority),
     )

@@ -68,8 +68,11 @@ def _group(group: Group, shown: int) -> Iterator[str]:
     if isinstance(group, Set):
         yield f"set {group.name} {{"
         yield f"\ttype {key}"
+        if group.key and (group.key.ranges or group.key.passing):
+            yield f"\tflags {'interval' if group.key.ranges else 'timeout'}"
         elements = sorted(group.elements)
-        texts = (show_element(group, e) for e in elements)
+        lasting = f" timeout {group.seconds:.0f}s" if group.seconds is not None else ""
+        texts = (show_element(group, e) + lasting for e in elements)
     else:
         yield f"map {group.name} {{"
         yield f"\ttype {key} : verdict"

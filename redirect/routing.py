@@ -18,8 +18,6 @@ NEW_RULE, DEL_RULE, GET_RULE = 32, 33, 34
 CREATE, EXCLUSIVE = 0x400, 0x200
 PROTOCOL = 199
 """Author of our rules and routes, in the range left to routing daemons; `ip rule` and `ip route` print it as proto."""
-PRIORITY = 49
-"""Of the rules: after the local table (0), so that addresses of our own never come here, and before the others."""
 LOOPBACK = 1
 """Interface number of lo, the same in every network namespace."""
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -68,7 +66,7 @@ def _rule(family: int, marks: Marks) -> bytes:
     """fib_rule_hdr with FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL; action 1 looks a table up."""
     return (
         struct.pack("=8BI", family, 0, 0, 0, 0, 0, 0, 1, 0)
-        + _u32(6, PRIORITY)
+        + _u32(6, marks.rule_priority)
         + _u32(10, marks.spoof & marks.mask)
         + _u32(15, marks.route_table)
         + _u32(16, marks.mask)

@@ -71,7 +71,7 @@ def cgroup(level: int) -> Field:
 
 class Key(enum.Enum):
     """What a set or map holds: name in nft's words, number of the type, width in bytes. An element is one value; for
-    a key with a fourth part it is a range, its first and last value one after the other."""
+    NETWORKs it is a range, its first and last value one after the other. Those of PASSING go by themselves in time."""
 
     UID = ("uid", 24, 4)
     MARK = ("mark", 19, 4)
@@ -84,6 +84,7 @@ class Key(enum.Enum):
     ENDPOINT6 = ("ipv6_addr . inet_service", 8 << 6 | 13, 20)
     NETWORK4 = ("ipv4_addr", 7, 4, "interval")
     NETWORK6 = ("ipv6_addr", 8, 16, "interval")
+    PASSING = ("inet_proto", 12, 1, "timeout")
 
     @property
     def text(self) -> str:
@@ -100,7 +101,12 @@ class Key(enum.Enum):
     @property
     def ranges(self) -> bool:
         """Whether elements are ranges."""
-        return len(self.value) > 3
+        return "interval" in self.value
+
+    @property
+    def passing(self) -> bool:
+        """Whether elements go by themselves."""
+        return "timeout" in self.value
 
     @property
     def big(self) -> bool:
@@ -115,6 +121,8 @@ class Key(enum.Enum):
             address = inet_ntop(AF_INET, element[:4])
         elif self in (Key.ADDRESS6, Key.ENDPOINT6):
             address = inet_ntop(AF_INET6, element[:16])
+        elif self is Key.PASSING and element == bytes([TCP]):
+            return "tcp"
         else:
             return str(int.from_bytes(element, "big" if self.big else sys.byteorder))
         if self in (Key.ADDRESS4, Key.ADDRESS6):
@@ -282,6 +290,8 @@ class Set:
     key: Key | None
     """None for a set in the kernel of a type that no plan of ours makes."""
     elements: frozenset[bytes] = frozenset()
+    seconds: float | None = field(default=None, compare=False)
+    """How long elements of a passing kind stay."""
 
 
 @dataclass(frozen=True, slots=True)

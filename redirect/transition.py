@@ -15,6 +15,8 @@ with old elements, old rules with new elements, or all new; hence three transact
 Where it stops half-way, both tables' connections are captured; the next change starts from what the kernel lists.
 """
 
+from dataclasses import replace
+
 from redirect.encode import (
     Message,
     add_chain,
@@ -54,8 +56,8 @@ def transition(held: Ruleset | None, desired: Ruleset) -> list[list[Message]]:
             case Set(_, _, old), Set(_, key, new) if key is not None and key.ranges:
                 second += remove_elements(table, name, key, old - new)
                 second += add_elements(table, Set(name, key, new - old))
-            case Set(_, _, old), Set(_, key, new):
-                first += add_elements(table, Set(name, key, new - old))
+            case Set(_, _, old), (Set(_, key, new) as group):
+                first += add_elements(table, replace(group, elements=new - old))
                 third += remove_elements(table, name, key, old - new)
             case VerdictMap(_, _, before), VerdictMap(_, key, after):
                 second += remove_elements(table, name, key, (element for element, _ in before - after))

@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
-from redirect.desired import Capture, Desired, Opening, Recognise, Skip
+from redirect.desired import Capture, Desired, Marks, Opening, Recognise, Skip
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)
@@ -58,4 +58,8 @@ def desired(draw: st.DrawFn) -> Desired:
         never=draw(st.frozensets(ports, max_size=5)),
         inbound_port=draw(ports),
         capture_all=draw(st.booleans()),
+        login_ports=draw(st.frozensets(ports, max_size=2)),
+        spared=draw(st.frozensets(pairs, max_size=2)),
+        until=draw(st.none() | st.just(1e9)),
+        marks=draw(st.sampled_from([Marks(), Marks(rule_priority=60, nat_priority=-120)])),
     )

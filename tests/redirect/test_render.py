@@ -16,6 +16,9 @@ DESIRED = Desired(
     ),
     frozenset({("10.0.0.1", 80), ("fd00::1", 80)}),
     capture_all=True,
+    login_ports=frozenset({2222}),
+    spared=frozenset({("10.0.0.9", 443), ("fd00::9", 443)}),
+    until=3600.0,
 )
 
 
