@@ -30,6 +30,7 @@ class Entry:
     """One connection. Filled in as its facts become known."""
 
     __slots__ = (
+        "carried",
         "carrier",
         "destination",
         "direction",
@@ -60,6 +61,7 @@ class Entry:
         self.verdict = Verdict.ALLOWED
         self.reason = ""
         self.source_kept = True
+        self.carried = False
         self.tunnel = ""
         self.trace = ""
         self.policy = ""
@@ -84,6 +86,7 @@ class Entry:
             sent=carrier.sent if carrier else 0,
             received=carrier.received if carrier else 0,
             source_kept=self.source_kept,
+            carried=self.carried,
             tunnel=self.tunnel,
             trace=self.trace,
             policy=self.policy,
@@ -102,7 +105,6 @@ class Book:
         self.dropped = 0
         self._worker, self._changed = worker, changed
         self._count = 0
-        self._opened: deque[Connection] = deque(maxlen=KEEP)
         self._closed: deque[Connection] = deque()
 
     def enter(self, direction: Direction, security: Security, source: Party) -> Entry:
@@ -114,10 +116,8 @@ class Book:
 
     def open(self, entry: Entry) -> None:
         """The connection is carried from now on."""
-        entry.state = "open"
+        entry.state, entry.carried = "open", True
         self._opening.pop(entry.id, None)
-        self._opened.append(entry.record())
-        self._changed()
 
     def close(self, entry: Entry, verdict: Verdict = Verdict.ALLOWED, reason: str = "") -> None:
         """The connection ended; the first verdict and reason given stand."""
@@ -143,10 +143,9 @@ class Book:
             if entry.carrier is not None:
                 entry.carrier.abort(f"no connection came about within {seconds:.0f} s", Verdict.FAILED)
 
-    def take(self) -> tuple[list[Connection], list[Connection], int]:
-        """(opened, closed, dropped) since the last call."""
-        opened, closed, dropped = list(self._opened), list(self._closed), self.dropped
-        self._opened.clear()
+    def take(self) -> tuple[list[Connection], int]:
+        """(closed, dropped) since the last call."""
+        closed, dropped = list(self._closed), self.dropped
         self._closed.clear()
         self.dropped = 0
-        return opened, closed, dropped
+        return closed, dropped

@@ -24,7 +24,6 @@ from agent.messages import (
     Drain,
     Inquire,
     Notice,
-    Opened,
     Ready,
     StockWanted,
     Tables,
@@ -35,7 +34,7 @@ QUEUE = 10_000
 PULSE, SILENCE = 5.0, 30.0
 """Seconds between signs of life asked for, and without one until a worker counts as hanging."""
 
-Told = Callable[["Child", Opened | Closed | StockWanted | Notice], None]
+Told = Callable[["Child", Closed | StockWanted | Notice], None]
 
 
 class Child:
@@ -182,7 +181,7 @@ class Child:
                     if (event := self._asked.get(number)) is not None:
                         self._answers[number] = message
                         event.set()
-                case Opened() | Closed() | StockWanted() | Notice():
+                case Closed() | StockWanted() | Notice():
                     self._told(self, message)
 
     async def _pulse(self) -> None:

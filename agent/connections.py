@@ -44,6 +44,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     unix time and `duration` seconds (so far, while live). `reason` is empty for a connection that simply worked.
     `source_kept` says that the application sees the caller's own address. `tunnel` is the id of the tunnel, if any.
     `trace` is the W3C trace id: both nodes' records of one connection have the same.
+    `carried` says that it came about: bytes could flow.
     `policy` says which rule allowed it, `dry_run` which dry-run policy would not have.
     """
 
@@ -59,6 +60,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     sent: int = 0
     received: int = 0
     source_kept: bool = True
+    carried: bool = False
     tunnel: str = ""
     trace: str = ""
     policy: str = ""

@@ -131,12 +131,6 @@ class Active(FromWorker, frozen=True, tag="active"):
     revision: int
 
 
-class Opened(FromWorker, frozen=True, tag="opened"):
-    """Connections that began to be carried since the last such message."""
-
-    connections: list[Connection]
-
-
 class Closed(FromWorker, frozen=True, tag="closed"):
     """Connections that ended, in order. `dropped` counts records lost since the last message because the queue to the
     supervisor was full: traffic never waits for it."""
@@ -171,4 +165,4 @@ class Notice(FromWorker, frozen=True, tag="notice"):
 
 
 TO_WORKER = Configure | View | Roots | Identity | Forget | Listen | Unlisten | Namespaced | Stock | Drain | Inquire
-FROM_WORKER = Ready | Active | Opened | Closed | StockWanted | Tables | Notice
+FROM_WORKER = Ready | Active | Closed | StockWanted | Tables | Notice

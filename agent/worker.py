@@ -34,7 +34,6 @@ from agent.messages import (
     Listen,
     Namespaced,
     Notice,
-    Opened,
     Ready,
     Role,
     Roots,
@@ -215,9 +214,7 @@ class Worker:
             await self._news.wait()
             await trio.sleep(_TELL)
             self._news = trio.Event()
-            opened, closed, dropped = self.book.take()
-            if opened:
-                self.say(Opened(opened))
+            closed, dropped = self.book.take()
             if closed or dropped:
                 self.say(Closed(closed, dropped))
 

@@ -27,7 +27,6 @@ from agent.messages import (
     Listen,
     Namespaced,
     Notice,
-    Opened,
     Role,
     Roots,
     Stock,
@@ -66,7 +65,7 @@ class Listener:
 
 
 class Workers:
-    """`account` is (uid, gid) for all of them. `told` gets Opened and Closed; `progress` is called when some worker
+    """`account` is (uid, gid) for all of them. `told` gets Closed; `progress` is called when some worker
     became ready, active or died. `command` replaces the worker program in tests."""
 
     def __init__(
@@ -75,7 +74,7 @@ class Workers:
         account: tuple[int, int],
         marks: Marks,
         view: MeshView,
-        told: Callable[[Opened | Closed], None],
+        told: Callable[[Closed], None],
         progress: Callable[[], None],
         command: Sequence[str] = (),
     ) -> None:
@@ -266,9 +265,9 @@ class Workers:
         self._moved = trio.Event()
         self._progress()
 
-    def _heard(self, child: Child, message: Opened | Closed | StockWanted | Notice) -> None:
+    def _heard(self, child: Child, message: Closed | StockWanted | Notice) -> None:
         match message:
-            case Opened() | Closed():
+            case Closed():
                 self._told(message)
             case StockWanted() if self._nursery:
                 self._nursery.start_soon(self._stock, child, message)

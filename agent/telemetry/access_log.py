@@ -1,12 +1,39 @@
 """One JSON line for each closed connection; the keys are stable. Both nodes write one, with the same `trace`."""
 
-from typing import Any
+from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import msgspec
-import structlog
 
 from agent.connections import Connection
 from agent.telemetry.sink import Sink
+
+
+class Line(msgspec.Struct, frozen=True):
+    """What a line says: the fields of a Connection, flat. `timestamp` is when it was taken down."""
+
+    timestamp: datetime
+    event: str
+    id: str
+    trace: str
+    direction: str
+    security: str
+    source_workload: str
+    source_identity: str
+    source_address: str
+    destination_workload: str
+    destination_identity: str
+    destination_address: str
+    sent: int
+    received: int
+    opened: float
+    duration: float
+    verdict: str
+    reason: str
+    policy: str
+    dry_run: str
+    source_kept: bool
+    tunnel: str
 
 
 class AccessLog:
@@ -14,54 +41,37 @@ class AccessLog:
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
-        self._log = structlog.wrap_logger(
-            _Lines(sink),
-            processors=[
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(serializer=_json),
-            ],
-            wrapper_class=structlog.BoundLogger,
-            cache_logger_on_first_use=True,
-        )
+        self._encoder = msgspec.json.Encoder()
 
-    def write(self, connection: Connection) -> None:
-        """Queue the line of a connection that ended."""
-        c = connection
-        self._log.info(
-            "connection",
-            id=c.id,
-            trace=c.trace,
-            direction=c.direction.value,
-            security=c.security.value,
-            source_workload=c.source.workload,
-            source_identity=c.source.identity,
-            source_address=c.source.address,
-            destination_workload=c.destination.workload,
-            destination_identity=c.destination.identity,
-            destination_address=c.destination.address,
-            sent=c.sent,
-            received=c.received,
-            opened=round(c.opened, 3),
-            duration=round(c.duration, 6),
-            verdict=c.verdict.value,
-            reason=c.reason,
-            policy=c.policy,
-            dry_run=c.dry_run,
-            source_kept=c.source_kept,
-            tunnel=c.tunnel,
-        )
+    def write(self, connections: Iterable[Connection]) -> None:
+        """Queue the lines of connections that ended."""
+        now = datetime.now(UTC)
+        lines = [_line(now, c) for c in connections]
+        self.sink.write(self._encoder.encode_lines(lines), len(lines))
 
 
-def _json(event: Any, **_options: Any) -> str:
-    # A third of the standard encoder's time, of which every connection takes its share.
-    return msgspec.json.encode(event).decode()
-
-
-class _Lines:
-    """What structlog ends at."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def info(self, line: str) -> None:
-        self._sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
+def _line(now: datetime, c: Connection) -> Line:
+    return Line(
+        now,
+        "connection",
+        c.id,
+        c.trace,
+        c.direction.value,
+        c.security.value,
+        c.source.workload,
+        c.source.identity,
+        c.source.address,
+        c.destination.workload,
+        c.destination.identity,
+        c.destination.address,
+        c.sent,
+        c.received,
+        round(c.opened, 3),
+        round(c.duration, 6),
+        c.verdict.value,
+        c.reason,
+        c.policy,
+        c.dry_run,
+        c.source_kept,
+        c.tunnel,
+    )

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from agent.connections import Connection
-from agent.messages import Closed, Opened
+from agent.messages import Closed
 from agent.telemetry.access_log import AccessLog
 from agent.telemetry.metrics import TcpCounts
 
@@ -22,17 +22,12 @@ class Ledger:
         self._access_log = access_log
         self._clock = clock
 
-    def take(self, message: Opened | Closed) -> None:
+    def take(self, message: Closed) -> None:
         """From a worker."""
         now = self._clock()
-        match message:
-            case Opened(connections):
-                for connection in connections:
-                    self.counts.opened(connection, now)
-            case Closed(connections, dropped):
-                self.dropped += dropped
-                self.closed.extend(connections)
-                for connection in connections:
-                    self.counts.closed(connection, now)
-                    if self._access_log:
-                        self._access_log.write(connection)
+        self.dropped += message.dropped
+        self.closed.extend(message.connections)
+        for connection in message.connections:
+            self.counts.closed(connection, now)
+        if self._access_log and message.connections:
+            self._access_log.write(message.connections)

@@ -1,8 +1,8 @@
 """What Prometheus is told: Istio's standard TCP counters, under its names and labels, and facts of our own.
 
 The counts are kept here in plain dictionaries; prometheus_client is imported for the first scrape only, and writes them
-out. Bytes of a live connection are counted as they come, at each scrape; a series that nothing was added to for IDLE
-seconds is forgotten, so that workloads that are gone do not stay for ever.
+out. A live connection and its bytes are counted as they come, at each scrape; a series that nothing was added to for
+IDLE seconds is forgotten, so that workloads that are gone do not stay for ever.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,29 +52,23 @@ class TcpCounts:
         self._series: dict[tuple[str, ...], _Series] = {}
         self._counted: dict[str, tuple[int, int, float]] = {}
 
-    def opened(self, connection: Connection, now: float) -> None:
-        """It is carried from now on."""
-        self._at(connection, now).opened += 1
-
     def closed(self, connection: Connection, now: float) -> None:
         """It ended, or never began."""
-        series = self._at(connection, now)
+        if connection.carried:
+            self._carried(connection, now)
+            del self._counted[connection.id]
+        series = self._at(connection, connection.verdict, now)
         if connection.verdict is Verdict.ALLOWED:
             series.closed += 1
         else:
             series.failed += 1
-        self._bytes(series, connection, now)
-        self._counted.pop(connection.id, None)
 
     def live(self, connections: Iterable[Connection], now: float) -> None:
         """Those that are carried now, with what they have carried so far; some may be missing for once, because their
         worker was slow to answer."""
         for connection in connections:
-            sent, received, _ = self._counted.get(connection.id, (0, 0, now))
-            if (sent, received) == (connection.sent, connection.received):
-                self._counted[connection.id] = sent, received, now
-            else:
-                self._bytes(self._at(connection, now), connection, now)
+            if connection.carried:
+                self._carried(connection, now)
         self._counted = {k: c for k, c in self._counted.items() if now - c[2] < IDLE}
 
     def rows(self, now: float) -> list[tuple[tuple[str, ...], _Series]]:
@@ -82,14 +76,20 @@ class TcpCounts:
         self._series = {k: s for k, s in self._series.items() if now - s.touched < IDLE}
         return sorted(self._series.items())
 
-    def _bytes(self, series: _Series, connection: Connection, now: float) -> None:
-        sent, received, _ = self._counted.get(connection.id, (0, 0, now))
-        series.sent += max(0, connection.sent - sent)
-        series.received += max(0, connection.received - received)
-        self._counted[connection.id] = connection.sent, connection.received, now
+    def _carried(self, connection: Connection, now: float) -> None:
+        """Count that it was opened, once, and the bytes that were not counted yet."""
+        known = self._counted.get(connection.id)
+        moved = connection.sent, connection.received
+        if known is None or known[:2] != moved:
+            sent, received, _ = known or (0, 0, now)
+            series = self._at(connection, Verdict.ALLOWED, now)
+            series.opened += known is None
+            series.sent += max(0, moved[0] - sent)
+            series.received += max(0, moved[1] - received)
+        self._counted[connection.id] = *moved, now
 
-    def _at(self, connection: Connection, now: float) -> _Series:
-        key = _labels(connection)
+    def _at(self, connection: Connection, verdict: Verdict, now: float) -> _Series:
+        key = _labels(connection, verdict)
         series = self._series.get(key)
         if series is None:
             if len(self._series) >= SERIES:
@@ -186,7 +186,7 @@ _TEXTS = {
 }
 
 
-def _labels(c: Connection) -> tuple[str, ...]:
+def _labels(c: Connection, verdict: Verdict) -> tuple[str, ...]:
     reporter = "source" if c.direction is Direction.OUTBOUND else "destination"
     return (
         reporter,
@@ -195,7 +195,7 @@ def _labels(c: Connection) -> tuple[str, ...]:
         "unknown",
         "tcp",
         _SECURITY[c.security],
-        _FLAGS[c.verdict],
+        _FLAGS[verdict],
     )
 
 

@@ -1,6 +1,6 @@
 """Lines to a file, by a thread of its own: a full disk, a slow terminal or a pipe nobody reads stops nothing else.
 
-The queue is bounded; what does not fit is dropped and counted. `reopen` (SIGHUP) makes the thread open the path anew,
+What waits is bounded; what does not fit is dropped and counted. `reopen` (SIGHUP) makes the thread open the path anew,
 as log rotation wants it.
 """
 
@@ -29,7 +29,9 @@ class Sink:
     def __init__(self, path: str, size: int = QUEUE, standard: int = 1) -> None:
         self._path = path
         self._standard = standard
-        self._queue: queue.Queue[bytes | _Order] = queue.Queue(size)
+        self._size = size
+        self._queue: queue.SimpleQueue[tuple[bytes, int] | _Order] = queue.SimpleQueue()
+        self._queued, self._taken = 0, 0  # lines; each is counted up by one thread only
         self._dropped = 0
         self._lost = 0
         self._fd = self._open()
@@ -41,22 +43,21 @@ class Sink:
         """Lines lost so far."""
         return self._dropped + self._lost
 
-    def write(self, line: bytes) -> None:
-        """Queue one line, its end included. Never blocks."""
-        try:
-            self._queue.put_nowait(line)
-        except queue.Full:
-            self._dropped += 1
+    def write(self, lines: bytes, count: int = 1) -> None:
+        """Queue lines, their ends included. Never blocks."""
+        if self._queued - self._taken + count > self._size:
+            self._dropped += count
+        else:
+            self._queued += count
+            self._queue.put((lines, count))
 
     def reopen(self) -> None:
         """Open the path anew before the next line."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(_REOPEN)
+        self._queue.put(_REOPEN)
 
     def close(self) -> None:
         """Write what is queued, for FAREWELL seconds at most. Blocks that long."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(_END)
+        self._queue.put(_END)
         self._thread.join(FAREWELL)
 
     def _open(self) -> int:
@@ -72,14 +73,15 @@ class Sink:
                     fresh = self._open()
                     os.close(fd)
                     fd = fresh
-            elif isinstance(item, bytes):
-                self._put(fd, item)
+            elif isinstance(item, tuple):
+                self._put(fd, *item)
         os.close(fd)
 
-    def _put(self, fd: int, line: bytes) -> None:
-        rest = memoryview(line)
+    def _put(self, fd: int, lines: bytes, count: int) -> None:
+        rest = memoryview(lines)
         try:
             while rest:
                 rest = rest[os.write(fd, rest) :]
         except OSError:
-            self._lost += 1
+            self._lost += count
+        self._taken += count

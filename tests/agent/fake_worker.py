@@ -25,7 +25,6 @@ from agent.messages import (
     Listen,
     Namespaced,
     Notice,
-    Opened,
     Ready,
     Roots,
     Stock,
@@ -57,7 +56,6 @@ async def main(mode: str, fd: int) -> None:
                     0.0,
                     Verdict.ALLOWED,
                 )
-                await channel.send(Opened([record]))
                 with connection:
                     await connection.send(msgspec.json.encode(facts))
                 await channel.send(Closed([record]))

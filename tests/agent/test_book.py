@@ -35,12 +35,12 @@ def test_from_the_first_to_the_last_word():
     entry.carrier = Carried()
     book.open(entry)
     book.close(entry)
-    assert len(told) == 2
-    (opened,), (closed,), dropped = book.take()
-    assert (opened.state, closed.state) == ("open", "closed")
+    assert len(told) == 1
+    (closed,), dropped = book.take()
+    assert (closed.state, closed.carried) == ("closed", True)
     assert (closed.sent, closed.received, closed.verdict, dropped) == (3, 4, Verdict.ALLOWED, 0)
     assert not book.live
-    assert book.take() == ([], [], 0)
+    assert book.take() == ([], 0)
 
 
 def test_the_first_verdict_and_reason_stand_and_closing_twice_is_closing_once():
@@ -48,8 +48,8 @@ def test_the_first_verdict_and_reason_stand_and_closing_twice_is_closing_once():
     entry = enter(book)
     book.close(entry, Verdict.REFUSED, "policy")
     book.close(entry, Verdict.FAILED, "something else")
-    _, (closed,), _ = book.take()
-    assert (closed.verdict, closed.reason) == (Verdict.REFUSED, "policy")
+    (closed,), _ = book.take()
+    assert (closed.verdict, closed.reason, closed.carried) == (Verdict.REFUSED, "policy", False)
 
 
 def test_records_nobody_fetches_are_bounded_and_those_lost_are_counted():
@@ -58,8 +58,8 @@ def test_records_nobody_fetches_are_bounded_and_those_lost_are_counted():
         entry = enter(book)
         book.open(entry)
         book.close(entry)
-    opened, closed, dropped = book.take()
-    assert len(opened) == len(closed) == book_module.KEEP
+    closed, dropped = book.take()
+    assert len(closed) == book_module.KEEP
     assert dropped == 5
     assert closed[0].id == "7.6"
 

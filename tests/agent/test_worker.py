@@ -22,7 +22,6 @@ from agent.messages import (
     Listen,
     Namespaced,
     Notice,
-    Opened,
     Ready,
     Role,
     Roots,
@@ -157,9 +156,8 @@ async def test_a_tunnel_a_connection_and_the_end_of_its_identity():
         wanted.link.touch()
         await web.news.until(lambda: wanted.status == 200)
         far, _ = await boss.workload.accept()
-        opened = await boss.hear(Opened)
-        assert [c.destination.workload for c in opened.connections] == ["shop/db"]
         tables = await boss.tables()
+        assert [(c.destination.workload, c.carried) for c in tables.connections] == [("shop/db", True)]
         assert [(t.direction, t.peer_identity, t.streams) for t in tables.tunnels] == [(Direction.INBOUND, str(WEB), 1)]
         assert tables.gauges == {"connections": 1, "tunnels": 1}
         await boss.say(Forget(str(DB)))
@@ -275,6 +273,6 @@ async def test_a_supervisor_that_does_not_listen_costs_records_not_memory(monkey
         assert not all(said)
         entry = boss.worker.book.enter(Direction.INBOUND, Security.MTLS, Party())
         boss.worker.book.close(entry, Verdict.ALLOWED)
-        _, records, _ = boss.worker.book.take()
+        records, _ = boss.worker.book.take()
         assert not boss.worker.say(Closed(records, 3))
         assert boss.worker.book.dropped == 4

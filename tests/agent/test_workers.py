@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from agent import child as child_module
-from agent.messages import Closed, Opened, Role
+from agent.messages import Closed, Role
 from agent.view import Change, Intake
 from agent.workers import Workers
 from redirect.desired import Marks
@@ -29,14 +29,14 @@ class Node:
 
     def __init__(self, mode: str = "good") -> None:
         self.view = view(mesh(), node("n1"), workload("web"), revision=5)
-        self.heard: list[Opened | Closed] = []
+        self.heard: list[Closed] = []
         self.moved = trio.Event()
         self.workers = Workers(
             "n1", (0, 0), Marks(), self.view, self._told, self._progress, (sys.executable, FAKE, mode)
         )
         self.sock = socket.create_server(("127.0.0.1", 0))
 
-    def _told(self, message: Opened | Closed) -> None:
+    def _told(self, message: Closed) -> None:
         self.heard.append(message)
         self._progress()
 
@@ -234,8 +234,8 @@ async def test_what_workers_say_is_passed_on(made, nursery):
     with structlog.testing.capture_logs() as logs:
         await nursery.start(n.workers.run, 1)
         await n.ask()
-        await n.until(lambda: len(n.heard) == 2)
-    assert [type(m) for m in n.heard] == [Opened, Closed]
+        await n.until(lambda: n.heard)
+    assert [type(m) for m in n.heard] == [Closed]
     notice = next(entry for entry in logs if entry["event"] == "worker-notice")
     assert (notice["log_level"], notice["notice"], notice["facts"]) == ("warning", "hello", {"level": "x"})
     nursery.cancel_scope.cancel()

@@ -1,10 +1,11 @@
 import json
+from functools import partial
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.connections import Connection, Direction, Party, Security, Verdict
-from agent.messages import Closed, Opened
+from agent.messages import Closed
 from agent.telemetry.access_log import AccessLog
 from agent.telemetry.ledger import KEEP, Ledger
 from agent.telemetry.metrics import IDLE, LABELS, SERIES, Facts, TcpCounts, exposition
@@ -46,8 +47,7 @@ def value(found: dict, name: str, **labels: str) -> float:
 
 def test_a_connection_is_counted_under_istios_names():
     counts = TcpCounts()
-    counts.opened(connection(), 0)
-    counts.closed(connection(sent=10, received=20), 1)
+    counts.closed(connection(sent=10, received=20, carried=True), 1)
     found = samples(counts)
     _, labels = next(k for k in found if k[0] == "istio_tcp_connections_opened_total")
     assert set(dict(labels)) == set(LABELS)
@@ -70,6 +70,17 @@ def test_a_connection_is_counted_under_istios_names():
     assert value(found, "istio_tcp_received_bytes_total") == 20
 
 
+def test_a_connection_that_policy_ended_was_opened_all_the_same():
+    counts = TcpCounts()
+    counts.live([connection(sent=5, carried=True)], 0)
+    counts.closed(connection(sent=9, carried=True, verdict=Verdict.REFUSED), 1)
+    found = samples(counts)
+    assert value(found, "istio_tcp_connections_opened_total", response_flags="-") == 1
+    assert value(found, "istio_tcp_sent_bytes_total", response_flags="-") == 9
+    assert value(found, "istio_tcp_connections_failed_total", response_flags="DENY") == 1
+    assert value(found, "istio_tcp_connections_closed_total") == 0
+
+
 def test_what_was_refused_or_failed_is_not_closed():
     counts = TcpCounts()
     stranger = connection(
@@ -81,6 +92,7 @@ def test_what_was_refused_or_failed_is_not_closed():
     counts.closed(stranger, 0)
     counts.closed(connection(2, verdict=Verdict.FAILED), 0)
     found = samples(counts)
+    assert value(found, "istio_tcp_connections_opened_total") == 0
     assert value(found, "istio_tcp_connections_closed_total") == 0
     assert (
         value(
@@ -97,16 +109,18 @@ def test_what_was_refused_or_failed_is_not_closed():
     assert value(found, "istio_tcp_connections_failed_total", response_flags="CONNECT") == 1
 
 
-def test_bytes_of_live_connections_count_once():
+def test_live_connections_and_their_bytes_count_once():
+    carried = partial(connection, carried=True)
     counts = TcpCounts()
-    counts.opened(connection(), 0)
-    counts.live([connection(sent=100, received=1), connection(2, sent=5)], 1)
-    counts.live([connection(sent=150, received=1)], 2)  # the worker of the second was slow
-    counts.live([connection(sent=150, received=1), connection(2, sent=7)], 3)
+    counts.live([carried(sent=100, received=1), carried(2, sent=5)], 1)
+    counts.live([carried(sent=150, received=1)], 2)  # the worker of the second was slow
+    counts.live([carried(sent=150, received=1), carried(2, sent=7)], 3)
     assert value(samples(counts, now=3), "istio_tcp_sent_bytes_total") == 157
-    counts.closed(connection(sent=160, received=2), 4)
-    counts.closed(connection(2, sent=7), 4)
+    counts.closed(carried(sent=160, received=2), 4)
+    counts.closed(carried(2, sent=7), 4)
     found = samples(counts, now=4)
+    assert value(found, "istio_tcp_connections_opened_total") == 2
+    assert value(found, "istio_tcp_connections_closed_total") == 2
     assert value(found, "istio_tcp_sent_bytes_total") == 167
     assert value(found, "istio_tcp_received_bytes_total") == 2
 
@@ -165,7 +179,6 @@ def log(tmp_path):
 
 def test_one_line_for_each_closed_connection(log):
     ledger, read = log
-    ledger.take(Opened([connection(1), connection(2)]))
     ledger.take(
         Closed([connection(1, 3, 4, duration=0.25, tunnel="t1", trace="ab", reason="", source_kept=False)], dropped=5)
     )

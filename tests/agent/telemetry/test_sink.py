@@ -82,6 +82,17 @@ def test_a_reader_that_went_away_costs_lines_only(tmp_path):
     assert sink.dropped == 1
 
 
+def test_lines_that_come_together_count_each(tmp_path):
+    reader, writer = os.pipe()
+    sink = Sink(f"/proc/self/fd/{writer}", size=3)
+    os.close(writer)
+    os.close(reader)
+    sink.write(b"a\nb\n", 2)
+    sink.write(b"c\nd\ne\nf\n", 4)
+    sink.close()
+    assert sink.dropped == 6
+
+
 def test_one_that_cannot_be_opened(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         Sink(str(tmp_path / "none" / "log"))
