@@ -37,6 +37,7 @@ class Entry:
         "dry_run",
         "facts",
         "id",
+        "opaque",
         "opened",
         "policy",
         "reason",
@@ -66,6 +67,7 @@ class Entry:
         self.trace = ""
         self.policy = ""
         self.dry_run = ""
+        self.opaque = False
         self.facts: Facts | None = None  # what it was judged by; None before, and at the source's end
         self.state: Literal["opening", "open", "closed"] = "opening"
         self.carrier: Carrier | None = None
@@ -91,6 +93,7 @@ class Entry:
             trace=self.trace,
             policy=self.policy,
             dry_run=self.dry_run,
+            opaque=self.opaque,
             state=self.state,
         )
 

@@ -45,7 +45,8 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     `source_kept` says that the application sees the caller's own address. `tunnel` is the id of the tunnel, if any.
     `trace` is the W3C trace id: both nodes' records of one connection have the same.
     `carried` says that it came about: bytes could flow.
-    `policy` says which rule allowed it, `dry_run` which dry-run policy would not have.
+    `policy` says which rule allowed it, `dry_run` which dry-run policy would not have. `opaque` says that a setting
+    has it carried without ever being taken for HTTP.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     trace: str = ""
     policy: str = ""
     dry_run: str = ""
+    opaque: bool = False
     state: Literal["opening", "open", "closed"] = "open"
 
 

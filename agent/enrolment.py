@@ -9,14 +9,15 @@ whatever becomes of the certificate: captured means held.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from agent.openings import opening, skip
 from agent.view import MeshView
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
-from redirect.desired import Capture, Desired, Recognise
+from redirect.desired import Capture, Desired, Opening, Recognise, Skip
 from redirect.namespace import namespace_path
 
 HOST = ""
@@ -44,7 +45,8 @@ class Ports(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """An enrolled workload of this node. `serves` are its (address, port) pairs."""
+    """An enrolled workload of this node. `serves` are its (address, port) pairs; `skip` and `opening` what of its
+    connections, and of those to it, is left alone."""
 
     workload: str
     identity: str
@@ -52,6 +54,8 @@ class Local:
     match: Match
     serves: tuple[tuple[str, int], ...]
     shares_address: bool
+    skip: Skip = field(default_factory=Skip)
+    opening: Opening = field(default_factory=Opening)
 
     @property
     def cgroup(self) -> str | None:
@@ -97,6 +101,8 @@ def enrol(view: MeshView) -> Enrolment:
                 f"{found[place, sign].workload}, which goes first; give one of them another spec.match"
             )
             continue
+        left_open, closed = opening(snapshot, workload)
+        problems += closed
         found[place, sign] = Local(
             workload.title,
             str(workload.identity(snapshot.mesh.spec.trust_domain)),
@@ -104,6 +110,8 @@ def enrol(view: MeshView) -> Enrolment:
             match,
             tuple(snapshot.endpoints(workload)),
             bool(place) or not workload.spec.address,
+            skip(snapshot, workload),
+            left_open,
         )
     return Enrolment(tuple(found.values()), tuple(problems))
 
@@ -162,7 +170,9 @@ def tables(
         port = NAMESPACED_PORT if local.place else ports.outbound.get(local.workload)
         if port is not None:
             recognise = _recognise(local, cgroups, port)
-            capture = Capture(local.workload, recognise, port, local.serves, local.shares_address)
+            capture = Capture(
+                local.workload, recognise, port, local.serves, local.shares_address, local.skip, local.opening
+            )
             found.setdefault(local.place, []).append(capture)
     everywhere = replace(
         base,
@@ -174,7 +184,8 @@ def tables(
 
 def common(old: Desired, new: Desired | None) -> Desired | None:
     """What both hold: the table for the time in between. None when nothing is left to capture. A workload that is only
-    recognised in another way (its unit got a new cgroup) is so at once: it must not slip through in between."""
+    recognised in another way (its unit got a new cgroup) is so at once: it must not slip through in between. So is
+    what is left alone of it, for which no listener has to be made first."""
     if new is None:
         return None
     after = {c.workload: c for c in new.captures}
@@ -182,6 +193,8 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
         replace(
             c,
             recognise=after[c.workload].recognise,
+            skip=after[c.workload].skip,
+            opening=after[c.workload].opening,
             serves=tuple(s for s in c.serves if s in after[c.workload].serves),
         )
         for c in old.captures

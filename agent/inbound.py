@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
+from agent import opaque
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
@@ -81,6 +82,7 @@ class Inbound:
     def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
         """Judge; why not, or nothing. The entry keeps what is needed to judge again."""
         decision = self._authorizer.judge(snapshot, facts, workload)
+        entry.opaque = opaque.arriving(snapshot, workload, facts.source, facts.port)
         entry.facts, entry.dry_run = facts, decision.would_deny
         if not decision.allowed:
             return decision.reason

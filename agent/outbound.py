@@ -3,6 +3,7 @@
 import os
 import socket
 
+from agent import opaque
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
 from agent.inbound import Inbound, endpoint
@@ -89,12 +90,15 @@ class Outbound:
             case Refuse(reason):
                 self._refuse(sock, entry, reason)
             case Direct():
+                entry.opaque = opaque.leaving(snapshot, source, None, address, port)
                 self._inbound.dial(snapshot, sock, address, port, [entry], via=source)
             case Local(destination):
                 entry.security = Security.LOCAL
+                entry.opaque = opaque.leaving(snapshot, source, destination, address, port)
                 self._inbound.local(snapshot, sock, peer[0], entry, identity, destination, (address, port))
             case Tunnel(destination, expected, node, tunnel_port):
                 entry.security = Security.MTLS
+                entry.opaque = opaque.leaving(snapshot, source, destination, address, port)
                 entry.destination = Party(destination.title, str(expected), endpoint(address, port))
                 if why := snapshot.revoked.identity(identity) or snapshot.revoked.identity(expected):
                     self._refuse(sock, entry, why)

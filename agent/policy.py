@@ -23,6 +23,7 @@ from ca.resources.policy import (
     Operation,
     PeerAuthentication,
     PeerAuthenticationSpec,
+    Policy,
     Rule,
     Source,
 )
@@ -113,6 +114,11 @@ class Compiled:
         rules = (self._dry_deny if dry else self._deny) if deny else (self._dry_allow if dry else self._allow)
         rules.add(policy)
 
+    def strict_at(self, port: int) -> str:
+        """What says that nobody without an identity may connect to `port`; empty if nothing does."""
+        strict, where = self._modes.get(port, self._strict)
+        return where if strict else ""
+
     def judge(self, facts: Facts) -> Decision:
         """Allow or deny, and by which rule."""
         if facts.identity is None:
@@ -137,17 +143,30 @@ class Compiled:
         return ""
 
 
+def scoped(snapshot: Snapshot, workload: Workload) -> list[AuthorizationPolicy]:
+    """The authorization policies that bear on `workload`, in the order of their keys."""
+    return [p for p in _near(snapshot, workload) if isinstance(p, AuthorizationPolicy) and _bears(p, workload)]
+
+
+def _near(snapshot: Snapshot, workload: Workload) -> list[Policy]:
+    """Every policy whose namespace is the workload's, or the whole mesh."""
+    scopes = [snapshot.policies.get(ns, {}).values() for ns in ("", workload.metadata.namespace)]
+    return sorted((p for scope in scopes for p in scope), key=lambda p: p.key)
+
+
+def _bears(policy: Policy, workload: Workload) -> bool:
+    return _selects(policy.spec.selector, workload.metadata.labels)
+
+
 def compile_policies(snapshot: Snapshot, workload: Workload) -> Compiled:
     """What bears on `workload` now."""
-    labels = workload.metadata.labels
-    scopes = [snapshot.policies.get(ns, {}).values() for ns in ("", workload.metadata.namespace)]
-    policies = sorted((p for scope in scopes for p in scope), key=lambda p: p.key)
-    peers = [p for p in policies if isinstance(p, PeerAuthentication) and _selects(p.spec.selector, labels)]
+    policies = [p for p in _near(snapshot, workload) if _bears(p, workload)]
+    peers = [p for p in policies if isinstance(p, PeerAuthentication)]
     default = snapshot.mesh.spec.mode if snapshot.mesh else Mode.STRICT
     strict, modes = _strictness(peers, (default is Mode.STRICT, f"mode {default.value} of the mesh"))
     compiled = Compiled(workload.title, strict, modes)
     for policy in policies:
-        if isinstance(policy, AuthorizationPolicy) and _selects(policy.spec.selector, labels):
+        if isinstance(policy, AuthorizationPolicy):
             compiled.add(policy)
     return compiled
 

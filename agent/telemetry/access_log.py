@@ -33,6 +33,7 @@ class Line(msgspec.Struct, frozen=True):
     policy: str
     dry_run: str
     source_kept: bool
+    opaque: bool
     tunnel: str
 
 
@@ -73,5 +74,6 @@ def _line(now: datetime, c: Connection) -> Line:
         c.policy,
         c.dry_run,
         c.source_kept,
+        c.opaque,
         c.tunnel,
     )

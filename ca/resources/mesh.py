@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from ca.identity import check_trust_domain
+from ca.resources.capture import CaptureSettings
 from ca.resources.metadata import API_VERSION, Key, Metadata, Selector
 
 
@@ -30,12 +31,14 @@ class Egress(enum.Enum):
 
 
 class MeshSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """`trust_domain` is set by `culvert central init` and cannot change afterwards."""
+    """`trust_domain` is set by `culvert central init` and cannot change afterwards. `capture` holds for every workload,
+    besides what it says itself."""
 
     trust_domain: str
     enrolment: Selector = Selector({"mesh": "on"})
     mode: Mode = Mode.PERMISSIVE
     egress: Egress = Egress.BYPASS
+    capture: CaptureSettings = CaptureSettings()
 
     def __post_init__(self) -> None:
         check_trust_domain(self.trust_domain)

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from ca.identity import WorkloadIdentity, check_name
+from ca.resources.capture import CaptureSettings
+from ca.resources.capture import Port as Port
 from ca.resources.metadata import API_VERSION, Key, Metadata, check_labels
-
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 NEVER_CAPTURED = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
 """SSH and Culvert's own ports: a workload cannot claim them, and no rule ever redirects them."""
@@ -71,6 +71,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
 
     `address` may be left out: the workload then shares its node's. `ports` are the TCP ports it serves; only these are
     captured on their way in. `match` is known to the workload's own node and the centre; elsewhere it is absent.
+    `capture` says what is left alone, or never looked into, besides what the Mesh says of that.
     `found` stands in what a node registered by itself (see Discovery), and is kept at the centre.
     """
 
@@ -80,6 +81,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     ports: tuple[Port, ...] = ()
     match: Match | None = None
     found: Origin | None = None
+    capture: CaptureSettings = CaptureSettings()
 
     def __post_init__(self) -> None:
         check_name(self.node, "node")
@@ -93,6 +95,11 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
                 )
         if len(set(self.ports)) != len(self.ports):
             raise ValueError("ports has a port twice")
+        for port in self.capture.in_.skip.ports:
+            if port not in self.ports:
+                raise ValueError(
+                    f"capture.in.skip.ports has {port}, which is none of ports: nothing that arrives there is captured"
+                )
         if self.match and self.match.address and self.address and self.match.address != self.address:
             raise ValueError(f"match.address {self.match.address} is not the workload's address {self.address}")
 
