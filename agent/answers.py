@@ -6,7 +6,8 @@ from agent.connections import Connection, Tunnel
 
 
 class CaptureRow(msgspec.Struct, frozen=True):
-    """How one workload is captured. `place` is empty for the machine itself; `recognised` reads as in `uid 1000`."""
+    """How one workload is captured. `place` is empty for the machine itself; `recognised` reads as in `uid 1000`. Of
+    the connections that were `bypassed`, `skipped` were so because a setting says it."""
 
     workload: str
     recognised: str
@@ -14,6 +15,7 @@ class CaptureRow(msgspec.Struct, frozen=True):
     port: int = 0
     captured: int = 0
     bypassed: int = 0
+    skipped: int = 0
 
 
 class CaptureAnswer(msgspec.Struct, frozen=True):

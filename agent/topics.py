@@ -31,6 +31,7 @@ from agent.telemetry.ledger import Ledger
 from agent.telemetry.metrics import Facts, exposition
 from agent.workers import Workers
 from ca.resources.workload import Match
+from redirect.counts import Counts
 from redirect.plan import plan
 from redirect.render import render
 
@@ -151,15 +152,16 @@ class Topics:
         rows = []
         for local in self.activation.enrolment.locals:
             if local.workload in self.activation.captured:
-                count = counts.get(local.workload)
+                count = counts.get(local.workload, Counts())
                 rows.append(
                     CaptureRow(
                         local.workload,
                         recognised(local.match),
                         local.place,
                         self._port(local),
-                        count.captured if count else 0,
-                        count.bypassed if count else 0,
+                        count.captured,
+                        count.bypassed,
+                        count.skipped,
                     )
                 )
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]

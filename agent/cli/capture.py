@@ -31,15 +31,20 @@ def capture() -> None:
 def status(output: str, path: Path | None) -> None:
     """Show who is captured, how each is recognised, and how many connections.
 
-    CAPTURED were sent to the agent, BYPASSED went to no mesh address.
+    CAPTURED were sent to the agent; BYPASSED went to no mesh address, or were
+    left alone because a setting says so: SKIPPED counts these.
 
     \b
     culvert capture status
     """
     answer = ask(path, "capture", CaptureAnswer)
-    rows = [(r.workload, r.recognised, r.place or "this machine", r.port, r.captured, r.bypassed) for r in answer.rows]
+    rows = [
+        (r.workload, r.recognised, r.place or "this machine", r.port, r.captured, r.bypassed, r.skipped)
+        for r in answer.rows
+    ]
     empty = "nobody is captured" if answer.on else "capture is switched off; switch it on with `culvert capture on`"
-    show(output, answer, ["workload", "recognised by", "where", "port", "captured", "bypassed"], rows, empty)
+    columns = ["workload", "recognised by", "where", "port", "captured", "bypassed", "skipped"]
+    show(output, answer, columns, rows, empty)
     if output == "table":
         for problem in answer.problems:
             note(f"problem: {problem}")

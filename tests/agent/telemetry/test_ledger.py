@@ -206,6 +206,7 @@ def test_one_line_for_each_closed_connection(log):
         "policy": "",
         "dry_run": "",
         "source_kept": False,
+        "opaque": False,
         "tunnel": "t1",
     }
     assert (second["verdict"], second["reason"]) == ("failed", 'no "way"\nÜ')
