@@ -11,13 +11,13 @@ import trio
 
 from agent.capture import Capture
 from agent.cgroups import Cgroups, Located
-from agent.enrolment import Enrolment, Ports, admitted, allot, enrol, release, tables
+from agent.enrolment import Enrolment, Ports, admitted, allot, enrol, release, signs, tables
 from agent.files import StateError
 from agent.renewal import Renewal
 from agent.state import State
 from agent.view import Change, MeshView
 from agent.workers import Workers
-from redirect.desired import Desired
+from redirect.desired import Desired, Parent
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -59,6 +59,7 @@ class Activation:
         self._pool, self._base, self._wall, self._reported = pool, base, wall, reported
         self._changes: list[Change] = []
         self._cgroups: Located = {}
+        self._parents: tuple[Parent, ...] = ()
         self._watched = Cgroups()
         self._again = trio.Event()
         self._passing = trio.Lock()
@@ -128,7 +129,9 @@ class Activation:
         ports, lacking = allot(before, wanted, self._pool)
         faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
         self._cgroups, strange = await self._located([w.cgroup for w in wanted if w.cgroup])
-        desired = tables(view, wanted, ports, self._cgroups, self._base)
+        self._parents = await trio.to_thread.run_sync(self._watched.parents, self._cgroups)
+        desired = tables(view, wanted, ports, self._cgroups, self._base, self._parents)
+        self._workers.recognise(signs(wanted, self._watched.root))
 
         if self.off:
             self._workers.borrow(False)
@@ -200,11 +203,23 @@ class Activation:
                 return
             if await self._cgroups_moved() or await self._capture.moved():
                 return
+            await self._meet()
 
     async def _follow(self) -> None:
         while True:
             await self._watched.news()
             if await self._cgroups_moved():
+                self.poke()
+            else:
+                await self._meet()
+
+    async def _meet(self) -> None:
+        """Learn the cgroups that are nobody's, so that their connections are left alone."""
+        parents = await trio.to_thread.run_sync(self._watched.parents, self._cgroups)
+        if parents != self._parents and not self._passing.locked():
+            # A pass that is under way has listed them itself, or the next look will.
+            self._parents = parents
+            if not await self._capture.know(parents):
                 self.poke()
 
     async def _cgroups_moved(self) -> bool:

@@ -16,7 +16,7 @@ from agent.messages import Role
 from agent.namespace import Namespace, Spot, Standing, remove_table, standing, title
 from agent.workers import Listener, Workers
 from redirect.counts import Counts
-from redirect.desired import Desired, Marks
+from redirect.desired import Desired, Marks, Parent
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
 
@@ -112,6 +112,14 @@ class Capture:
         if desired != namespace.applied or not namespace.known:
             await self._try(place, namespace.apply, desired)
         return {c.workload for c in namespace.applied.captures} if namespace.applied else set()
+
+    async def know(self, parents: tuple[Parent, ...]) -> bool:
+        """Cgroups that are nobody's came or went: the machine's own table learns of it. False when that failed."""
+        async with self._lock:
+            host = self._namespaces[HOST]
+            if host.applied is not None and host.known and host.applied.parents != parents:
+                return await self._try(HOST, host.apply, replace(host.applied, parents=parents))
+        return True
 
     async def remove(self, places: Iterable[str] = ()) -> None:
         """No table of ours anywhere, whoever put it there; `places` are further ones to look at."""
@@ -260,3 +268,5 @@ def _spots(desired: Desired, place: str) -> Iterable[Spot]:
         yield Spot(Role.OUTBOUND, capture.workload, capture.port)
         if place != HOST:
             yield Spot(Role.PLAINTEXT, capture.workload, desired.inbound_port)
+    if desired.parents:
+        yield Spot(Role.RESOLVE, "", desired.resolver_port)

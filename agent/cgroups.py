@@ -1,20 +1,22 @@
 """Cgroups of workloads, followed through the restarts of their units.
 
 A rule pins a cgroup's id, and a unit that restarts gets a new one. inotify tells within a millisecond that a directory
-came or went, so that the rules are right before the unit's program has started; who does not believe it may look again
-at any time. All ancestors are watched, because they come and go as well.
+came or went; who does not believe it may look again at any time. All ancestors are watched, because they come and go as
+well. What a new cgroup sends before the rules have followed goes to the resolver, so that nothing depends on who is
+faster: the rules name those beside workloads' that are nobody's (`Cgroups.parents`).
 """
 
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 import structlog
 import trio
 
-from redirect.cgroup import locate, mount_point
+from redirect.cgroup import children, locate, mount_point, relative
+from redirect.desired import Parent
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -30,6 +32,8 @@ class Cgroups:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self.root = mount_point() or ""
+        """Where cgroups are mounted."""
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             # Others may have taken all that there are (fs.inotify.max_user_instances): then looking must do.
@@ -46,6 +50,7 @@ class Cgroups:
         found: Located = {}
         strange = []
         root = mount_point()
+        self.root = root or ""
         for path in paths:
             # First watch, then look: what changes in between is news.
             if root is not None:
@@ -56,6 +61,22 @@ class Cgroups:
                 found[path] = None
                 strange.append(f"cgroup {path}: {error}")
         return found, strange
+
+    def parents(self, located: Mapping[str, tuple[int, int] | None]) -> tuple[Parent, ...]:
+        """Every cgroup above those located, with its children that are not among them. A child that is one of them has
+        a rule of its own or none yet: then it must not be taken for nobody's. To be asked after `locate`, which makes
+        what changes from then on news. Blocking, for some microseconds a child."""
+        if not self.root:
+            return ()
+        ours = {relative(path, self.root) for path in located if ".." not in path}
+        above = {str(p) if p.parts else "" for path in ours if path for p in PurePosixPath(path).parents}
+        found = []
+        for path in sorted(above):
+            if (listed := children(path)) is not None:
+                number, inside = listed
+                nobodys = frozenset(i for name, i in inside.items() if os.path.join(path, name) not in ours)
+                found.append(Parent(len(PurePosixPath(path).parts), number, nobodys))
+        return tuple(found)
 
     async def news(self) -> None:
         """Returns when a directory came or went beside one of those followed."""

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from agent.messages import Signs
 from agent.openings import opening, skip
 from agent.view import MeshView
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
-from redirect.desired import Capture, Desired, Opening, Recognise, Skip
+from redirect.cgroup import relative
+from redirect.desired import Capture, Desired, Opening, Parent, Recognise, Skip
 from redirect.namespace import namespace_path
 
 HOST = ""
@@ -161,9 +163,10 @@ def tables(
     ports: Ports,
     cgroups: Mapping[str, tuple[int, int] | None],
     base: Desired,
+    parents: tuple[Parent, ...] = (),
 ) -> dict[str, Desired]:
     """The table of each place that needs one. `cgroups` has (level, id) of each path, None for one that is not there;
-    `base` what is the same everywhere."""
+    `base` what is the same everywhere; `parents` the cgroups below which those of workloads come and go."""
     mesh = view.snapshot.mesh
     found: dict[str, list[Capture]] = {}
     for local in captured:
@@ -179,13 +182,34 @@ def tables(
         mesh=frozenset(view.snapshot.by_endpoint),
         capture_all=mesh is not None and mesh.spec.egress is not Egress.BYPASS,
     )
-    return {place: replace(everywhere, captures=tuple(captures)) for place, captures in found.items()}
+    return {
+        place: replace(everywhere, captures=tuple(captures), parents=() if place else parents)
+        for place, captures in found.items()
+    }
+
+
+def signs(captured: Iterable[Local], root: str) -> Signs:
+    """How those of the host are told apart, for workers: as the rules do it. `root` is where cgroups are mounted."""
+    cgroups: dict[str, str] = {}
+    addresses: dict[str, str] = {}
+    uids: dict[int, str] = {}
+    for local in captured:
+        match local.match:
+            case _ if local.place:
+                pass
+            case Match(cgroup=str(path)):
+                cgroups[relative(path, root)] = local.workload
+            case Match(uid=int(uid)):
+                uids[uid] = local.workload
+            case Match(address=str(address)):
+                addresses[address] = local.workload
+    return Signs(cgroups, addresses, uids)
 
 
 def common(old: Desired, new: Desired | None) -> Desired | None:
     """What both hold: the table for the time in between. None when nothing is left to capture. A workload that is only
     recognised in another way (its unit got a new cgroup) is so at once: it must not slip through in between. So is
-    what is left alone of it, for which no listener has to be made first."""
+    what is left alone of it, for which no listener has to be made first, and what is known of cgroups."""
     if new is None:
         return None
     after = {c.workload: c for c in new.captures}
@@ -200,7 +224,13 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
         for c in old.captures
         if c.workload in after
     )
-    return replace(old, captures=captures, mesh=old.mesh & new.mesh, capture_all=old.capture_all and new.capture_all)
+    return replace(
+        old,
+        captures=captures,
+        mesh=old.mesh & new.mesh,
+        capture_all=old.capture_all and new.capture_all,
+        parents=new.parents,
+    )
 
 
 def _held(local: Local, ports: Ports) -> bool:

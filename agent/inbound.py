@@ -202,12 +202,18 @@ class Inbound:
     # ---- dialling
 
     def dial(
-        self, snapshot: Snapshot, sock: socket.socket, address: str, port: int, entries: list[Entry], via: Workload
+        self,
+        snapshot: Snapshot,
+        sock: socket.socket,
+        address: str,
+        port: int,
+        entries: list[Entry],
+        via: Workload | None,
     ) -> None:
-        """Carry a connection of `via` to a stranger, in plaintext."""
+        """Carry a connection of `via`, or of nobody in particular, to a stranger, in plaintext."""
         callee = None
         try:
-            callee = self._stocked(via, _family(address))
+            callee = self._stocked(via, _family(address)) if via is not None else None
             if callee is None:
                 callee = dial_socket(_family(address), self.marks.agent)
             else:

@@ -19,11 +19,13 @@ class Role(enum.Enum):
     OUTBOUND    connections captured on their way out of the workload the socket is kept for
     PLAINTEXT   connections without identity, captured on their way to a local enrolled workload
     TUNNEL      other agents' mTLS tunnels
+    RESOLVE     connections of cgroups that the rules did not know yet: the worker finds out whose they are
     """
 
     OUTBOUND = "outbound"
     PLAINTEXT = "plaintext"
     TUNNEL = "tunnel"
+    RESOLVE = "resolve"
 
 
 class ToWorker(msgspec.Struct, frozen=True, tag_field="m"):
@@ -76,7 +78,7 @@ class Forget(ToWorker, frozen=True, tag="forget"):
 
 class Listen(ToWorker, frozen=True, tag="listen"):
     """One file descriptor: a listening socket. `workload` (namespace/name) is whose connections arrive there; empty for
-    the shared PLAINTEXT and TUNNEL sockets of the node."""
+    the shared PLAINTEXT, TUNNEL and RESOLVE sockets of the node."""
 
     listener: int
     role: Role
@@ -93,6 +95,15 @@ class Namespaced(ToWorker, frozen=True, tag="namespaced"):
     """The local workloads (namespace/name) that live in a network namespace of their own: reached by Stock only."""
 
     workloads: list[str]
+
+
+class Signs(ToWorker, frozen=True, tag="signs"):
+    """How captured workloads (namespace/name) of the host are told apart: by cgroup (paths below the mount, without a
+    slash at either end), source address and uid."""
+
+    cgroups: dict[str, str]
+    addresses: dict[str, str]
+    uids: dict[int, str]
 
 
 class Stock(ToWorker, frozen=True, tag="stock"):
@@ -164,5 +175,7 @@ class Notice(FromWorker, frozen=True, tag="notice"):
     facts: dict[str, str] = {}
 
 
-TO_WORKER = Configure | View | Roots | Identity | Forget | Listen | Unlisten | Namespaced | Stock | Drain | Inquire
+TO_WORKER = (
+    Configure | View | Roots | Identity | Forget | Listen | Unlisten | Namespaced | Signs | Stock | Drain | Inquire
+)
 FROM_WORKER = Ready | Active | Closed | StockWanted | Tables | Notice

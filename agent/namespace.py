@@ -92,7 +92,8 @@ class Namespace:
 
     def _listen(self, spot: Spot) -> list[list[socket.socket]]:
         # Captured on the way out, a connection comes from this very place; the others come from anywhere.
-        pair = ((_V4, "127.0.0.1"), (_V6, "::1")) if spot.role is Role.OUTBOUND else ((_V4, "0.0.0.0"), (_V6, "::"))
+        local = spot.role in (Role.OUTBOUND, Role.RESOLVE)
+        pair = ((_V4, "127.0.0.1"), (_V6, "::1")) if local else ((_V4, "0.0.0.0"), (_V6, "::"))
         shared = self._workers > 1
 
         def both() -> list[list[socket.socket]]:

@@ -86,7 +86,7 @@ class Outbound:
             self._refuse(sock, entry, f"{workload} is no longer enrolled here")
             return
         inside = source if self._inbound.inside(source) else None
-        match route(snapshot, address, port, ours=_ours, inside=inside):
+        match route(snapshot, address, port, ours=ours, inside=inside):
             case Refuse(reason):
                 self._refuse(sock, entry, reason)
             case Direct():
@@ -118,7 +118,7 @@ class Outbound:
         self._book.close(entry, Verdict.REFUSED, reason)
 
 
-def _ours(address: str) -> bool:
+def ours(address: str) -> bool:
     """Whether this machine has the address: only then can a socket be bound to it."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         try:

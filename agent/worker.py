@@ -37,6 +37,7 @@ from agent.messages import (
     Ready,
     Role,
     Roots,
+    Signs,
     Stock,
     StockWanted,
     Tables,
@@ -46,6 +47,7 @@ from agent.messages import (
 from agent.outbound import Outbound
 from agent.rejudge import rejudge
 from agent.relay.loop import Relay
+from agent.resolver import Namer, Resolver
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
 from agent.tunnel.arrivals import Arrivals
@@ -93,11 +95,14 @@ class Worker:
             refused=self._refused,
         )
         outbound = Outbound(self.book, self.pool, inbound)
+        self.namer = Namer.make()
+        resolver = Resolver(self.book, outbound, inbound, self.namer)
         self.listeners = Listeners(
             self.relay,
             {
                 Role.OUTBOUND: lambda name, sock, peer: outbound.captured(self.snapshot, name, sock, peer),
                 Role.PLAINTEXT: lambda name, sock, peer: inbound.plaintext(self.snapshot, name, sock, peer),
+                Role.RESOLVE: lambda _name, sock, peer: resolver.captured(self.snapshot, sock, peer),
                 Role.TUNNEL: lambda _name, sock, peer: self.arrivals.arrived(sock, peer),
             },
         )
@@ -149,6 +154,8 @@ class Worker:
                 self.listeners.remove(number)
             case Namespaced(workloads):
                 self.stocks.serve(workloads)
+            case Signs():
+                self.namer.signs = message
             case Stock(workload, family):
                 self.stocks.add(workload, family, fds)
                 fds = []

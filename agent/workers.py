@@ -1,9 +1,10 @@
 """All workers of a node: started, given the same, replaced when they die.
 
 What a worker is to know is kept here whole, and each new one gets it in this order: Configure; then, once it says that
-it is ready, Roots, Identities, the view, Namespaced, Listen. So it accepts nothing before it can judge and speak, and
-nothing by a view that grew old while it started: connections wait in the queues of its sockets for that long. The
-listening sockets stay open here while a worker is replaced: connections queue in them instead of being refused.
+it is ready, Roots, Identities, the view, Namespaced, Signs, Listen. So it accepts nothing before it can judge and
+speak, and nothing by a view that grew old while it started: connections wait in the queues of its sockets for that
+long. The listening sockets stay open here while a worker is replaced: connections queue in them instead of being
+refused.
 """
 
 import errno
@@ -29,6 +30,7 @@ from agent.messages import (
     Notice,
     Role,
     Roots,
+    Signs,
     Stock,
     StockWanted,
     Unlisten,
@@ -85,6 +87,7 @@ class Workers:
         self._leaves: dict[str, Leaf] = {}
         self._view = view
         self._namespaced: dict[str, str] = {}
+        self._signs = Signs({}, {}, {})
         self._listeners: dict[int, Listener] = {}
         self._numbers, self._children = itertools.count(1), itertools.count(1)
         self._live: dict[int, Child] = {}
@@ -130,6 +133,12 @@ class Workers:
         if dict(places) != self._namespaced:
             self._namespaced = dict(places)
             self._say(Namespaced(sorted(places)))
+
+    def recognise(self, signs: Signs) -> None:
+        """By what to tell the workloads of the host apart."""
+        if signs != self._signs:
+            self._signs = signs
+            self._say(signs)
 
     def restock(self, workload: str) -> None:
         """Its namespace is another one now: sockets made in the old one lead nowhere."""
@@ -256,6 +265,7 @@ class Workers:
         for view in whole(self._view):
             child.say(view)
         child.say(Namespaced(sorted(self._namespaced)))
+        child.say(self._signs)
         for listener in self._listeners.values():
             if listener.slot == child.slot:
                 child.say(Listen(listener.number, listener.role, listener.workload), [listener.sock])

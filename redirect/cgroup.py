@@ -21,6 +21,11 @@ def mount_point(mounts: str = MOUNTS) -> str | None:
     return None
 
 
+def relative(path: str, root: str) -> str:
+    """The path as counted from the mount at `root`, without a slash before it."""
+    return path.removeprefix(root + "/").strip("/")
+
+
 def locate(path: str, mounts: str = MOUNTS) -> tuple[int, int] | None:
     """(level, id) of the cgroup at `path`; None when there is no such cgroup now.
 
@@ -31,10 +36,50 @@ def locate(path: str, mounts: str = MOUNTS) -> tuple[int, int] | None:
     root = mount_point(mounts)
     if root is None:
         return None
-    inside = PurePosixPath(path.removeprefix(root + "/") if path.startswith(root + "/") else path.lstrip("/"))
+    inside = PurePosixPath(relative(path, root))
     if not inside.parts or ".." in inside.parts:
         raise ValueError(f"{path!r} does not name a cgroup below the root, such as /system.slice/web.service")
     try:
         return len(inside.parts), os.stat(os.path.join(root, *inside.parts)).st_ino
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def children(path: str, mounts: str = MOUNTS) -> tuple[int, dict[str, int]] | None:
+    """The id of the cgroup at `path` (empty for the root) and those of the cgroups directly below it, by name; None
+    when there is no such cgroup now."""
+    root = mount_point(mounts)
+    if root is None:
+        return None
+    folder = os.path.join(root, path)
+    try:
+        number = os.stat(folder).st_ino
+        with os.scandir(folder) as entries:
+            return number, {e.name: e.inode() for e in entries if e.is_dir(follow_symlinks=False)}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def find(number: int, below: str, root: str) -> str | None:
+    """The path of the cgroup with this id at or below `below`, both as seen from `root`, the mount; None when there is
+    none any more. Nearer ones are looked at first."""
+    folders = [below]
+    try:
+        if os.stat(os.path.join(root, below)).st_ino == number:
+            return below
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    while folders:
+        deeper = []
+        for folder in folders:
+            try:
+                with os.scandir(os.path.join(root, folder)) as entries:
+                    inside = [(os.path.join(folder, e.name), e.inode()) for e in entries if e.is_dir()]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for path, inode in inside:
+                if inode == number:
+                    return path
+                deeper.append(path)
+        folders = deeper
+    return None

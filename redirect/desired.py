@@ -72,9 +72,21 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """A cgroup below which workloads' cgroups come and go: `number` is its id, `level` its depth (0 for the root).
+    `children` are the ids of those directly below that are known to be no workload's: what any other one sends to the
+    mesh is held until it has a name."""
+
+    level: int
+    number: int
+    children: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """All that the table depends on. `mesh` are the (address, port) pairs of every enrolled workload of the mesh;
-    `agent_uids` the uids whose marked packets are exempt; `inbound_port` where arriving plaintext goes;
+    `agent_uids` the uids whose marked packets are exempt; `inbound_port` where arriving plaintext goes,
+    `resolver_port` where connections of unknown cgroups below `parents` go;
     `capture_all` is true for the egress modes observe and registry-only. Connections to ports in `never` are left alone
     everywhere, those to `login_ports` at this machine's own addresses, and those to the (address, port) pairs in
     `spared`. From `until` (seconds of the clock that runs since boot) on the table takes nothing any more: None for one
@@ -85,8 +97,10 @@ class Desired:
     agent_uids: tuple[int, ...] = (0,)
     never: frozenset[int] = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
     inbound_port: int = 15006
+    resolver_port: int = 15000
     capture_all: bool = False
     login_ports: frozenset[int] = frozenset()
     spared: frozenset[tuple[str, int]] = frozenset()
     until: float | None = None
+    parents: tuple[Parent, ...] = ()
     marks: Marks = field(default_factory=Marks)

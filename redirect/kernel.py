@@ -28,6 +28,7 @@ from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink, Refused
 from redirect.plan import plan
 from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap, endpoint_sets
 from redirect.transition import transition
+from redirect.unknown import parent_sets
 from redirect.watch import ROOM, SUBSYSTEM, Watch
 
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = 1, 4, 7, 10, 13, 16
@@ -65,13 +66,14 @@ class Kernel:
     def apply(self, desired: Desired, afresh: bool = False) -> None:
         """Make the kernel do what is desired, with no moment in which less is captured than before and after.
 
-        What is refused leaves things as they were. A change of mesh addresses alone touches those elements only.
+        What is refused leaves things as they were. A change of mesh addresses, or of cgroups that are nobody's, touches
+        those elements only.
         `afresh` looks at what the kernel holds instead of trusting memory: for tables that somebody else has changed.
         Counters go on from where they were, but for the milliseconds in which their own workload's rules change.
         """
         with self._lock:
             try:
-                if afresh or not self._change_mesh(desired):
+                if afresh or not self._change_elements(desired):
                     planned = plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME))
                     self._move(planned, afresh)
                     self._applied, self._known = desired, planned
@@ -177,17 +179,22 @@ class Kernel:
         for messages in transition(known, self._with_counts(planned)):
             self._commit(messages)
 
-    def _change_mesh(self, desired: Desired) -> bool:
-        """Whether it was enough to change elements."""
+    def _change_elements(self, desired: Desired) -> bool:
+        """Whether it was enough to change elements: mesh addresses, or cgroups that are nobody's."""
         applied, known = self._applied, self._known
-        if applied is None or known is None or replace(desired, mesh=applied.mesh) != applied:
+        if applied is None or known is None:
             return False
-        gone = {s.name: s.elements for s in endpoint_sets(MESH, applied.mesh - desired.mesh)}
-        new = {s.name: s for s in endpoint_sets(MESH, desired.mesh - applied.mesh)}
-        messages = [
-            message
-            for name, group in new.items()
-            for message in (*remove_elements(TABLE, name, group.key, gone[name]), *add_elements(TABLE, group))
+        if replace(desired, mesh=applied.mesh, parents=applied.parents) != applied:
+            return False
+        old = {s.name: s for s in _element_sets(applied, than=desired)}
+        new = {s.name: s for s in _element_sets(desired, than=applied)}
+        if old.keys() != new.keys():
+            return False
+        gone = {name: old[name].elements - new[name].elements for name in new}
+        came = {name: replace(new[name], elements=new[name].elements - old[name].elements) for name in new}
+        messages = [m for group in came.values() for m in add_elements(TABLE, group)]
+        messages += [
+            m for name, elements in gone.items() for m in remove_elements(TABLE, name, new[name].key, elements)
         ]
         try:
             if messages:
@@ -197,7 +204,7 @@ class Kernel:
             self._forget()
             return False
         sets = tuple(
-            replace(s, elements=(s.elements - gone[s.name]) | new[s.name].elements) if s.name in new else s
+            replace(s, elements=(s.elements - gone[s.name]) | came[s.name].elements) if s.name in came else s
             for s in known.sets
         )
         self._applied, self._known = desired, replace(known, sets=sets)
@@ -269,6 +276,12 @@ class Kernel:
     def _rows(self, kind: int, filtered: bytes = b"") -> list[dict[int, bytes]]:
         answers = self._nft.dump(SUBSYSTEM << 8 | kind, _header() + filtered, f"a listing of table {TABLE}")
         return [dict(attributes(payload[4:])) for payload in answers]
+
+
+def _element_sets(of: Desired, than: Desired) -> tuple[Set, ...]:
+    """The sets of `of` in which it may differ from `than`, with the addresses that both have left out."""
+    mesh = frozenset() if of.mesh is than.mesh else of.mesh - than.mesh
+    return (*endpoint_sets(MESH, mesh), *parent_sets(of.parents))
 
 
 def _header() -> bytes:

@@ -5,7 +5,7 @@ from redirect.ruleset import Key
 TABLE = "culvert"
 """The one table we own, family inet; `nft delete table inet culvert` removes capture."""
 
-OUT, PRE, INBOUND, GUARD, BORROW = "out", "pre", "inbound", "guard", "borrow"
+OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "borrow", "unknown"
 TRIAL = "trial"
 """The set whose one element goes by itself when a trial ends."""
 FROM = "from/"
@@ -19,3 +19,13 @@ MESH = {Key.ENDPOINT4: "mesh4", Key.ENDPOINT6: "mesh6"}
 SERVES = {Key.ENDPOINT4: "serves4", Key.ENDPOINT6: "serves6"}
 SPARED = {Key.ENDPOINT4: "spared4", Key.ENDPOINT6: "spared6"}
 BY_ADDRESS = {Key.ADDRESS4: "by-address4", Key.ADDRESS6: "by-address6"}
+
+
+def guarded(level: int) -> str:
+    """The set of the parents at a level."""
+    return f"guarded-{level}"
+
+
+def known(level: int) -> str:
+    """The set of cgroups at a level that are no workload's."""
+    return f"known-{level}"

@@ -32,6 +32,7 @@ from redirect.ruleset import (
     numbers,
 )
 from redirect.skips import openings, skip_sets
+from redirect.unknown import parent_sets, unknown
 
 
 def plan(desired: Desired, now: float = 0.0) -> Ruleset:
@@ -41,6 +42,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
     if doubled := sorted(port for port, times in ports.items() if times > 1):
         raise ValueError(f"capture port {doubled[0]} is kept for several workloads: the port is the identity")
     maps = dispatch_maps(desired.captures)
+    resolver = (desired.resolver_port,) if desired.parents else ()
     return Ruleset(
         TABLE,
         sets=(
@@ -49,9 +51,10 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             numbers("local-ports", Key.PORT, (p for c in desired.captures if c.shares_address for _, p in c.serves)),
             numbers("never", Key.PORT, desired.never),
             *_exempt(desired, now),
-            numbers("kept-ports", Key.PORT, (desired.inbound_port, *ports)),
+            numbers("kept-ports", Key.PORT, (desired.inbound_port, *resolver, *ports)),
             numbers("agents", Key.UID, desired.agent_uids),
             *(each for capture in desired.captures for each in skip_sets(capture)),
+            *parent_sets(desired.parents),
         ),
         maps=maps,
         chains=(
@@ -60,6 +63,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             *(workload(capture, desired) for capture in desired.captures),
             _out(desired, maps),
             _pre(desired),
+            *(unknown(port) for port in resolver),
             guard(desired),
             borrow(desired.marks),
         ),
@@ -93,6 +97,6 @@ def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:
     everything = (rule(Verdict(Code.GOTO, FROM + c.workload)) for c in desired.captures if c.recognise.everything)
     return Chain(
         OUT,
-        (*head(desired), *own, *dispatch(maps), *everything, rule(Verdict(Code.GOTO, INBOUND))),
+        (*head(desired), *own, *dispatch(maps, desired.parents), *everything, rule(Verdict(Code.GOTO, INBOUND))),
         Base("nat", Hook.OUTPUT, marks.nat_priority),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from redirect.desired import Capture
+from redirect.desired import Capture, Parent
 from redirect.names import BY_ADDRESS, FROM
 from redirect.phrases import rule
 from redirect.ruleset import (
@@ -23,6 +23,7 @@ from redirect.ruleset import (
     cgroup,
     number_element,
 )
+from redirect.unknown import ask, levels
 
 
 def dispatch_maps(captures: Iterable[Capture]) -> tuple[VerdictMap, ...]:
@@ -64,8 +65,16 @@ def _rank(item: tuple[tuple[int, str, Key], object]) -> tuple[int, str]:
     return item[0][0], item[0][1]
 
 
-def dispatch(maps: Iterable[VerdictMap]) -> Iterable[Rule]:
-    """A rule for each map, in their order."""
+def dispatch(maps: Iterable[VerdictMap], parents: Iterable[Parent] = ()) -> Iterable[Rule]:
+    """A rule for each map, the closest description first; an unknown cgroup is asked about before a map can take it for
+    something less close."""
+    cgroups = {_level(m): m for m in maps if m.key is Key.CGROUP}
+    unknown = levels(parents)
+    for level in sorted(cgroups.keys() | unknown, reverse=True):
+        if level in cgroups:
+            yield rule(Dispatch(cgroup(level), cgroups[level].name))
+        if level in unknown:
+            yield ask(level)
     for each in maps:
         match each.key:
             case Key.ADDRESS4:
@@ -74,5 +83,7 @@ def dispatch(maps: Iterable[VerdictMap]) -> Iterable[Rule]:
                 yield rule(Match(NFPROTO, IPV6), Dispatch(SADDR6, each.name))
             case Key.UID:
                 yield rule(Dispatch(SKUID, each.name))
-            case _:
-                yield rule(Dispatch(cgroup(int(each.name.rpartition("-")[2])), each.name))
+
+
+def _level(cgroups: VerdictMap) -> int:
+    return int(cgroups.name.rpartition("-")[2])

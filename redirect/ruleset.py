@@ -178,6 +178,7 @@ class Code(enum.IntEnum):
 
     DROP = 0
     ACCEPT = 1
+    JUMP = -3
     GOTO = -4
     RETURN = -5
 

@@ -45,11 +45,13 @@ def segment(ethertype: int, packet: bytes) -> Segment | None:
 
 
 class Leaks:
-    """Counts for one marker. `clear` and `tunnelled` are payload bytes, `packets` everything seen."""
+    """Counts for one marker. `clear` and `tunnelled` are payload bytes, `packets` everything seen; `opened` are the
+    flows outside of tunnels that began meanwhile, (source, destination, source port, destination port) each."""
 
     def __init__(self, marker: bytes, tunnel_port: int = TUNNEL_PORT) -> None:
         assert marker
         self.clear = self.tunnelled = self.packets = 0
+        self.opened: set[_Flow] = set()
         self._marker, self._tunnel_port = marker, tunnel_port
         self._next: dict[_Flow, int] = {}
         self._carry: dict[_Flow, bytes] = {}
@@ -64,6 +66,8 @@ class Leaks:
         payload = self._new_bytes(found)
         if self._tunnel_port in found.flow[2:]:
             self.tunnelled += len(payload)
+        elif found.syn:
+            self.opened.add(found.flow)
         if payload:
             self._search(found.flow, payload)
 

@@ -70,3 +70,19 @@ async def test_quiet_without_a_change(slice_, cgroups):
     with trio.move_on_after(0.1) as scope:
         await cgroups.news()
     assert scope.cancelled_caught
+
+
+async def test_parents_and_their_children_that_are_nobodys(slice_, cgroups):
+    for name in ("web.service", "web.service/sub", "other.service", "a.slice", "a.slice/x.service"):
+        (slice_ / name).mkdir()
+    paths = [f"/{slice_.name}/{name}" for name in ("web.service", "a.slice/deep.service")]
+    located, _ = cgroups.locate(paths)
+    root, whole, inner = sorted(cgroups.parents(located), key=lambda p: p.level)
+    assert (root.level, whole.level, inner.level) == (0, 1, 2)
+    assert slice_.stat().st_ino in root.children
+    assert (whole.number, inner.number) == (slice_.stat().st_ino, (slice_ / "a.slice").stat().st_ino)
+    # Not web.service, which is a workload's, but what other workloads' cgroups are below.
+    assert whole.children == {(slice_ / name).stat().st_ino for name in ("other.service", "a.slice")}
+    assert inner.children == {(slice_ / "a.slice/x.service").stat().st_ino}
+    assert cgroups.parents({}) == ()
+    assert cgroups.parents({"../x": None, "/": None}) == ()

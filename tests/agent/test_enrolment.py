@@ -16,12 +16,14 @@ from agent.enrolment import (
     common,
     enrol,
     release,
+    signs,
     tables,
 )
+from agent.messages import Signs
 from ca.resources.mesh import Egress, Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.workload import Match
-from redirect.desired import Capture, Desired, Recognise
+from redirect.desired import Capture, Desired, Parent, Recognise
 from tests.agent.views import mesh, node, view, workload
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"
@@ -184,3 +186,21 @@ def test_in_between_only_what_both_hold():
     assert common(old, None) is None
     assert common(old, old) == old
     assert common(replace(old, capture_all=True), old) == old
+
+
+def test_parents_are_the_hosts_alone_and_signs_say_whose_is_what():
+    v = view(mesh(), node("n1"), workload("web"))
+    parents = (Parent(0, 1, frozenset({5})),)
+    unit = local("unit", match=Match(cgroup="/system.slice/unit.service"))
+    other = local("other", match=Match(cgroup="/mnt/x/y.service"))
+    addressed = local("address", match=Match(address="10.0.0.7"))
+    there = local("db", "/run/netns/db")
+    got = tables(v, [unit, there], Ports({"shop/unit": 15100}), {}, Desired(), parents)
+    assert got[HOST].parents == parents
+    assert got["/run/netns/db"].parents == ()
+    assert common(replace(got[HOST], parents=()), got[HOST]) == got[HOST]
+    assert signs([unit, other, addressed, local("web"), there], "/mnt/x") == Signs(
+        {"system.slice/unit.service": "shop/unit", "y.service": "shop/other"},
+        {"10.0.0.7": "shop/address"},
+        {7: "shop/web"},
+    )

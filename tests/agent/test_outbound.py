@@ -13,7 +13,7 @@ from agent.authorize import Authorizer
 from agent.book import Book
 from agent.connections import Connection, Security, Verdict
 from agent.inbound import Inbound, Marks
-from agent.outbound import Outbound, _ours
+from agent.outbound import Outbound, ours
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
 from agent.tunnel import core as core_module
@@ -274,7 +274,7 @@ async def test_a_neighbour_is_judged_and_entered_for_both_ends(towards):
 
 
 def test_which_addresses_are_ours():
-    assert _ours("127.0.0.1")
-    assert _ours("127.200.3.4")
-    assert not _ours("192.0.2.1")
-    assert not _ours("2001:db8::1")
+    assert ours("127.0.0.1")
+    assert ours("127.200.3.4")
+    assert not ours("192.0.2.1")
+    assert not ours("2001:db8::1")

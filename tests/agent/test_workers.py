@@ -80,8 +80,8 @@ async def test_a_worker_learns_everything_before_it_listens(made, nursery):
     n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
     await nursery.start(n.workers.run, 1)
     facts = await n.ask()
-    assert facts["told"][:6] == ["Configure", "Roots", "Identity", "View", "View", "Namespaced"]
-    assert facts["told"][6] == "Listen"
+    assert facts["told"][:7] == ["Configure", "Roots", "Identity", "View", "View", "Namespaced", "Signs"]
+    assert facts["told"][7] == "Listen"
     assert (facts["roots"], facts["identity"], facts["objects"], facts["revision"]) == ("roots", WEB, 3, 5)
     assert (facts["listeners"], facts["namespaced"]) == (["shop/web"], ["shop/db"])
     assert n.workers.ready == 1

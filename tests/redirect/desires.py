@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
-from redirect.desired import Capture, Desired, Marks, Opening, Recognise, Skip
+from redirect.desired import Capture, Desired, Marks, Opening, Parent, Recognise, Skip
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)
@@ -39,6 +39,17 @@ _captures = st.builds(
 )
 
 
+parents = st.lists(
+    st.builds(
+        Parent,
+        level=st.integers(0, 3),
+        number=st.integers(1, 2**64 - 1),
+        children=st.frozensets(st.integers(1, 2**64 - 1), max_size=4),
+    ),
+    max_size=4,
+).map(tuple)
+
+
 def _place(capture: Capture) -> object:
     return capture.recognise
 
@@ -62,4 +73,6 @@ def desired(draw: st.DrawFn) -> Desired:
         spared=draw(st.frozensets(pairs, max_size=2)),
         until=draw(st.none() | st.just(1e9)),
         marks=draw(st.sampled_from([Marks(), Marks(rule_priority=60, nat_priority=-120)])),
+        parents=draw(parents),
+        resolver_port=draw(ports),
     )

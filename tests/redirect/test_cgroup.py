@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from redirect.cgroup import locate, mount_point
+from redirect.cgroup import children, find, locate, mount_point
 
 HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
@@ -61,3 +61,17 @@ def test_a_cgroup_made_again_has_another_id() -> None:
     assert ids[0] != ids[1]
     assert [found and found[0] for found in ids] == [1, 1]
     assert locate(f"/{name}") is None
+
+
+def test_children_and_finding_one_by_its_number(mounts: str) -> None:
+    root = mount_point(mounts)
+    assert root is not None
+    number, inside = children("", mounts) or (0, {})
+    slice_, web = (os.stat(f"{root}/system.slice{tail}").st_ino for tail in ("", "/web.service"))
+    assert (number, inside) == (os.stat(root).st_ino, {"system.slice": slice_})
+    assert children("nowhere", mounts) is None
+    assert find(web, "", root) == find(web, "system.slice", root) == "system.slice/web.service"
+    assert find(slice_, "system.slice", root) == "system.slice"
+    assert find(slice_, "system.slice/web.service", root) is None
+    assert find(web, "nowhere", root) is None
+    assert find(1, "", root) is None

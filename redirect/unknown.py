@@ -1,0 +1,57 @@
+"""Cgroups that no map knows yet, below a place where workloads' cgroups come and go. Pure.
+
+A unit that restarts gets a new cgroup, and its first connections may come before any map can have its id. So below the
+parents of workloads' cgroups the kernel is told whom it *need not* ask about: children known to be nobody's. Any other
+child's connections to the mesh go to the resolver, who names their cgroup. Nothing depends on who is faster, and what
+does not go to the mesh is never touched.
+"""
+
+from collections.abc import Iterable
+
+from redirect.desired import Parent
+from redirect.names import MESH, UNKNOWN, guarded, known
+from redirect.phrases import rule, towards, towards_local_ports
+from redirect.ruleset import (
+    Chain,
+    Code,
+    Count,
+    Key,
+    Member,
+    Redirect,
+    Rule,
+    Set,
+    Verdict,
+    cgroup,
+    number_element,
+)
+
+_HELD = "unknown cgroup"
+
+
+def parent_sets(parents: Iterable[Parent]) -> tuple[Set, ...]:
+    """The parents of each level, and their children that are nobody's. The root has no number: all are below it."""
+    found: dict[str, set[bytes]] = {}
+    for parent in parents:
+        children = found.setdefault(known(parent.level + 1), set())
+        children.update(number_element(Key.CGROUP, child) for child in parent.children)
+        if parent.level:
+            found.setdefault(guarded(parent.level), set()).add(number_element(Key.CGROUP, parent.number))
+    return tuple(Set(name, Key.CGROUP, frozenset(elements)) for name, elements in sorted(found.items()))
+
+
+def levels(parents: Iterable[Parent]) -> frozenset[int]:
+    """The levels at which a cgroup can be unknown."""
+    return frozenset(parent.level + 1 for parent in parents)
+
+
+def ask(level: int) -> Rule:
+    """Leads to the chain of the unknown. Who has no cgroup at this level, but sits higher up, is none."""
+    above = (Member((cgroup(level - 1),), guarded(level - 1)),) if level > 1 else ()
+    new = Member((cgroup(level),), known(level), inside=False)
+    return rule(*above, new, Verdict(Code.JUMP, UNKNOWN), comment=_HELD)
+
+
+def unknown(port: int) -> Chain:
+    """To the resolver's port what goes to the mesh; the rest goes back to where it came from."""
+    take = Count(), Redirect(port)
+    return Chain(UNKNOWN, (*towards(MESH, *take, comment=_HELD), towards_local_ports(*take, comment=_HELD)))

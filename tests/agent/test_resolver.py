@@ -1,0 +1,98 @@
+"""Naming the caller of a connection: cgroup before address before uid, as the rules do it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.messages import Signs
+from agent.resolver import Namer, Unnameable
+from redirect.caller import Caller
+from redirect.cgroup import mount_point
+
+LOCAL, REMOTE = ("10.0.0.1", 40000), ("10.0.0.2", 80)
+
+
+class Kernel:
+    """What the kernel says about every socket."""
+
+    def __init__(self) -> None:
+        self.answer: Caller | None = None
+        self.error: OSError | None = None
+
+    def find(self, local, remote):
+        assert (local, remote) == (LOCAL, REMOTE)
+        if self.error:
+            raise self.error
+        return self.answer
+
+
+@pytest.fixture
+def slice_():
+    root = mount_point()
+    path = Path(root or "/nonexistent", f"culvert-namer-{os.getpid()}.slice")
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"mkdir {path}: {error.strerror}")
+    yield path
+    for folder in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
+        folder.rmdir()
+    path.rmdir()
+
+
+@pytest.fixture
+def kernel():
+    return Kernel()
+
+
+@pytest.fixture
+def namer(kernel, slice_):
+    made = Namer.make(lambda: kernel)
+    made.signs = Signs(
+        {f"{slice_.name}/web.service": "shop/web", f"{slice_.name}/web.service/inner": "shop/inner"},
+        {"10.0.0.1": "shop/address"},
+        {1001: "shop/uid"},
+    )
+    return made
+
+
+def test_by_the_closest_cgroup(namer, kernel, slice_):
+    for name, workload in (
+        ("web.service", "shop/web"),
+        ("web.service/other", "shop/web"),
+        ("web.service/inner", "shop/inner"),
+        ("web.service/inner/deep", "shop/inner"),
+    ):
+        (slice_ / name).mkdir()
+        kernel.answer = Caller(1001, (slice_ / name).stat().st_ino)
+        assert namer.whose(LOCAL, REMOTE) == workload
+
+
+def test_a_name_that_only_begins_alike_is_another(namer, kernel, slice_):
+    (slice_ / "web.service2").mkdir()
+    kernel.answer = Caller(5, (slice_ / "web.service2").stat().st_ino)
+    assert namer.whose(LOCAL, REMOTE) == "shop/address"
+
+
+def test_else_by_address_uid_or_nobody(namer, kernel, slice_):
+    kernel.answer = Caller(1001, slice_.stat().st_ino)
+    assert namer.whose(LOCAL, REMOTE) == "shop/address"
+    namer.signs = Signs({}, {}, {1001: "shop/uid"})
+    assert namer.whose(LOCAL, REMOTE) == "shop/uid"
+    kernel.answer = Caller(1002, slice_.stat().st_ino)
+    assert namer.whose(LOCAL, REMOTE) is None
+
+
+def test_what_cannot_be_named_is_not_taken_for_nobodys(namer, kernel, slice_):
+    with pytest.raises(Unnameable, match="the caller has gone"):
+        namer.whose(LOCAL, REMOTE)
+    kernel.answer = Caller(1001, 2**63)
+    with pytest.raises(Unnameable, match="cgroup has gone"):
+        namer.whose(LOCAL, REMOTE)
+    kernel.answer = Caller(1001, 0)  # an old kernel
+    with pytest.raises(Unnameable):
+        namer.whose(LOCAL, REMOTE)
+    kernel.error = OSError(95, "Operation not supported")
+    with pytest.raises(Unnameable, match="Operation not supported"):
+        namer.whose(LOCAL, REMOTE)

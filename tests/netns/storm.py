@@ -1,0 +1,148 @@
+"""A program that dials without a pause while its own unit is restarted: `storm.py JSON`, see `Orders`. Standard library
+only, for the system's Python.
+
+A restart is what systemd does, only faster: the old cgroup is removed, a new one made under the same name, and the
+program is in it and dials before anybody can have been told. Prints what became of the attempts, as JSON.
+"""
+
+import errno
+import json
+import os
+import selectors
+import socket
+import sys
+import time
+from typing import Any
+
+
+class Storm:
+    """All attempts of one run."""
+
+    def __init__(self, address: str, port: int, marker: bytes) -> None:
+        self.address, self.port, self.marker = address, port, marker
+        self.attempted = self.carried = self.refused = 0
+        self.strange: dict[str, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._got: dict[socket.socket, bytes] = {}
+
+    def attempt(self) -> None:
+        """Begin a connection."""
+        self.attempted += 1
+        sock = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
+        sock.setblocking(False)
+        code = sock.connect_ex((self.address, self.port))
+        if code not in (0, errno.EINPROGRESS):
+            sock.close()
+            self._ended(code)
+            return
+        self._got[sock] = b""
+        self._selector.register(sock, selectors.EVENT_WRITE)
+
+    def turn(self, seconds: float) -> None:
+        """Serve what is under way for that long."""
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            for key, events in self._selector.select(max(0.0, left)) if self._got else ():
+                self._move(key.fileobj, events)  # type: ignore[arg-type] # it is the socket that was registered
+            if left <= 0:
+                return
+            if not self._got:
+                time.sleep(left)
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the last ones; those that never end are strange."""
+        until = time.monotonic() + seconds
+        while self._got and time.monotonic() < until:
+            self.turn(0.01)
+        for sock in list(self._got):
+            self._close(sock)
+            self._count("no end")
+
+    def _move(self, sock: socket.socket, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE:
+                if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(code, os.strerror(code))
+                sock.send(self.marker)
+                self._selector.modify(sock, selectors.EVENT_READ)
+                return
+            data = sock.recv(4096)
+        except OSError as error:
+            self._close(sock)
+            self._ended(error.errno or 0)
+            return
+        self._got[sock] += data
+        if self._got[sock] == self.marker:
+            self._close(sock)
+            self.carried += 1
+        elif not data:
+            self._close(sock)
+            self._count("cut short")
+
+    def _close(self, sock: socket.socket) -> None:
+        del self._got[sock]
+        self._selector.unregister(sock)
+        sock.close()
+
+    def _ended(self, code: int) -> None:
+        if code in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
+            self.refused += 1
+        else:
+            self._count(errno.errorcode.get(code, str(code)))
+
+    def _count(self, what: str) -> None:
+        self.strange[what] = self.strange.get(what, 0) + 1
+
+
+def restart(unit: str, parking: str) -> None:
+    """A new cgroup under the old name, with us in it."""
+    _enter(parking)
+    for _ in range(1000):
+        try:
+            os.rmdir(unit)
+            break
+        except FileNotFoundError:
+            break
+        except OSError:
+            time.sleep(0.001)  # the kernel needs a moment to see that nobody is in it
+    os.mkdir(unit)
+    _enter(unit)
+
+
+def _enter(group: str) -> None:
+    with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+        procs.write("0")
+
+
+def main(orders: dict[str, Any]) -> None:
+    """`unit` and `parking` are directories of cgroups (without a unit nothing is restarted), `rounds` restarts with
+    `attempts` each, `pause` seconds apart; the first ten of a round come at once."""
+    storm = Storm(orders["address"], orders["port"], orders["marker"].encode())
+    spent = 0.0
+    for _ in range(orders["rounds"]):
+        if orders["unit"]:
+            restart(orders["unit"], orders["parking"])
+        began = time.monotonic()
+        for number in range(orders["attempts"]):
+            storm.attempt()
+            storm.turn(orders["pause"] if number >= 10 else 0.0)
+        spent += time.monotonic() - began
+        storm.finish(3.0)
+    if orders["unit"]:
+        _enter(orders["parking"])
+    print(
+        json.dumps(
+            {
+                "attempted": storm.attempted,
+                "carried": storm.carried,
+                "refused": storm.refused,
+                "strange": storm.strange,
+                "rate": storm.attempted / spent,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
