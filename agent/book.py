@@ -40,6 +40,7 @@ class Entry:
         "opaque",
         "opened",
         "policy",
+        "preface",
         "reason",
         "security",
         "source",
@@ -68,6 +69,7 @@ class Entry:
         self.policy = ""
         self.dry_run = ""
         self.opaque = False
+        self.preface = b""  # what the application is told before the caller's first byte
         self.facts: Facts | None = None  # what it was judged by; None before, and at the source's end
         self.state: Literal["opening", "open", "closed"] = "opening"
         self.carrier: Carrier | None = None
@@ -94,6 +96,7 @@ class Entry:
             policy=self.policy,
             dry_run=self.dry_run,
             opaque=self.opaque,
+            preface=len(self.preface),
             state=self.state,
         )
 

@@ -46,7 +46,8 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     `trace` is the W3C trace id: both nodes' records of one connection have the same.
     `carried` says that it came about: bytes could flow.
     `policy` says which rule allowed it, `dry_run` which dry-run policy would not have. `opaque` says that a setting
-    has it carried without ever being taken for HTTP.
+    has it carried without ever being taken for HTTP. `preface` counts the bytes of the PROXY header that the
+    application got first; `sent` has none of them.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     policy: str = ""
     dry_run: str = ""
     opaque: bool = False
+    preface: int = 0
     state: Literal["opening", "open", "closed"] = "open"
 
 

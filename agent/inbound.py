@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
-from agent import opaque
+from agent import opaque, proxyheader
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
@@ -26,7 +26,7 @@ from agent.tunnel.headers import Connect
 from agent.tunnel.link import Link
 from agent.tunnel.stream import Asked
 from ca.identity import WorkloadIdentity
-from ca.resources.workload import NEVER_CAPTURED, Workload
+from ca.resources.workload import NEVER_CAPTURED, SourceAddress, Workload
 from redirect.origdst import (
     NotRedirected,
     dial_socket,
@@ -245,11 +245,22 @@ class Inbound:
     def _dialled(
         self, snapshot: Snapshot, workload: Workload, where: tuple[str, int], caller: str, *entries: Entry
     ) -> socket.socket:
-        """A socket connecting to the workload, from the caller's address where the kernel lets us."""
+        """A socket connecting to the workload, from the caller's address where it wants that and the kernel lets us."""
         family = _family(where[0])
         sock = self._stocked(workload, family)
+        mode = workload.spec.source_address
+        if mode is SourceAddress.PROXY_PROTOCOL:
+            entry = entries[-1]
+            entry.preface = proxyheader.header(
+                parse_authority(entry.source.address) or (caller, 0), where, entry.source.identity
+            )
         # From a foreign address to loopback (or back) no route leads, so there the application sees the agent.
-        keep = self.marks.spoof and _family(caller) == family and is_loopback(caller) == is_loopback(where[0])
+        keep = (
+            mode is SourceAddress.PRESERVE
+            and self.marks.spoof
+            and _family(caller) == family
+            and is_loopback(caller) == is_loopback(where[0])
+        )
         if sock is None:
             sock = spoof_socket(family, self.marks.spoof) if keep else dial_socket(family, self.marks.agent)
         try:

@@ -11,7 +11,7 @@ from agent.policy import compile_policies, scoped
 from agent.snapshot import Snapshot
 from ca.resources.capture import Skip
 from ca.resources.policy import Action, Operation, Rule
-from ca.resources.workload import Workload
+from ca.resources.workload import SourceAddress, Workload
 from redirect import desired
 
 
@@ -44,6 +44,8 @@ def closed_because(snapshot: Snapshot, workload: Workload, port: int) -> str:
     """Why somebody without an identity may be refused at the port; empty where nobody is."""
     if snapshot.mesh and (why := snapshot.revoked.identity(workload.identity(snapshot.mesh.spec.trust_domain))):
         return why
+    if workload.spec.source_address is SourceAddress.PROXY_PROTOCOL:
+        return "it trusts the PROXY header, which a caller who is let past the agent could make up"
     if where := compile_policies(snapshot, workload).strict_at(port):
         return where
     policies = [p for p in scoped(snapshot, workload) if not p.spec.dry_run]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from agent.book import Book, Entry
 from agent.connections import Verdict
 from agent.relay.loop import BROKEN, EDGE, GONE, HALF_CLOSED, READ, WRITE
+from agent.relay.preface import begin
 from agent.tunnel import frames
 from agent.tunnel.stream import Stream
 
@@ -144,7 +145,7 @@ class Leg:
             self.pump()
 
     def _connected(self) -> bool:
-        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or begin(self._sock, self._entry.preface)
         if error:
             self.refuse(503, f"the workload at {self._entry.destination.address} does not accept: {os.strerror(error)}")
             return False

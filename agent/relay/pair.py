@@ -16,6 +16,7 @@ from agent.connections import Verdict
 from agent.relay.leg import abort
 from agent.relay.loop import BROKEN, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
 from agent.relay.pipes import Pipe
+from agent.relay.preface import begin
 
 _TURN = BUFFER
 """Bytes one side may copy in one round."""
@@ -71,7 +72,9 @@ class Pair:
         if self._closed:
             return
         if self._connecting and side is self._callee and mask & (WRITE | GONE):
-            error = side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            error = side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or begin(
+                side.sock, self._entries[-1].preface
+            )
             if error:
                 where = self._entries[-1].destination.address
                 self.abort(f"nobody accepts at {where}: {os.strerror(error)}", Verdict.FAILED)

@@ -1,5 +1,6 @@
 """Workload: a process group, container or address on a node that has an identity of its own."""
 
+import enum
 import ipaddress
 import re
 from functools import lru_cache
@@ -26,6 +27,19 @@ def canonical_address(text: str) -> str:
     if str(address) != text:
         raise ValueError(f"address {text!r} must be written {address}")
     return text
+
+
+class SourceAddress(enum.Enum):
+    """Whom the application of a workload sees as its caller.
+
+    preserve        the caller's own address, where the kernel can show it; else the agent's
+    agent           an address of its own machine: whatever carries the connection to it
+    proxy-protocol  the agent, which begins each connection with a PROXY header (version 2): the caller and its identity
+    """
+
+    PRESERVE = "preserve"
+    AGENT = "agent"
+    PROXY_PROTOCOL = "proxy-protocol"
 
 
 class Match(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,6 +96,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     match: Match | None = None
     found: Origin | None = None
     capture: CaptureSettings = CaptureSettings()
+    source_address: SourceAddress = SourceAddress.PRESERVE
 
     def __post_init__(self) -> None:
         check_name(self.node, "node")
@@ -100,6 +115,11 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
                 raise ValueError(
                     f"capture.in.skip.ports has {port}, which is none of ports: nothing that arrives there is captured"
                 )
+        if self.source_address is SourceAddress.PROXY_PROTOCOL and not self.capture.in_.skip.empty:
+            raise ValueError(
+                "capture.in.skip and sourceAddress proxy-protocol exclude each other: who is let past the agent could "
+                "write any PROXY header"
+            )
         if self.match and self.match.address and self.address and self.match.address != self.address:
             raise ValueError(f"match.address {self.match.address} is not the workload's address {self.address}")
 
