@@ -213,13 +213,13 @@ async def answer(
 ) -> Reply:
     """Make a call. `version` is the caller's contract version, empty if it stated none, `serial` that of the
     certificate it showed."""
-    bound = log.bind(call=f"{method} {path}"[:100], caller=_name(caller))
+    bound = log.bind(call=f"{method} {path}"[:100], caller=name(caller))
     try:
         call = _find(method, path)
         if not isinstance(caller, Local | Stranger) and (why := centre.objection(caller, serial)):
             raise _CallError(403, why, "revoked")
         if not call.may(centre, caller):
-            raise _CallError(403, f"{method} {path} is for {call.who}; the caller is {_name(caller)}")
+            raise _CallError(403, f"{method} {path} is for {call.who}; the caller is {name(caller)}")
         if version:
             check_version(version)
         request = msgspec.json.decode(body, type=call.body) if call.body else None
@@ -248,7 +248,7 @@ def may_watch(centre: Centre, caller: Caller, serial: str = "") -> NodeIdentity:
     if isinstance(caller, NodeIdentity) and (why := centre.objection(caller, serial)):
         raise Refused(why)
     if not isinstance(caller, NodeIdentity) or not centre.known(caller):
-        raise Refused(f"a session is for a node of this mesh; the caller is {_name(caller)}")
+        raise Refused(f"a session is for a node of this mesh; the caller is {name(caller)}")
     return caller
 
 
@@ -281,7 +281,8 @@ def problem(status: int, message: str, kind: str = "refused") -> Reply:
     return Reply(status, msgspec.json.encode(Problem(message, kind)))
 
 
-def _name(caller: Caller) -> str:
+def name(caller: Caller) -> str:
+    """Who calls, for a message."""
     if isinstance(caller, Stranger):
         return "somebody without a certificate"
     return "root at the centre's own machine" if isinstance(caller, Local) else str(caller)

@@ -94,11 +94,12 @@ async def serve_connection(
     max_body: int = MAX_BODY,
     header_timeout: float = 10.0,
     idle_timeout: float = 60.0,
+    refused: Callable[[int, str], None] = lambda status, why: None,
 ) -> None:
     """Answer the requests on one connection, one after another, until either side ends it; the caller then closes the
-    stream. What the peer does wrong is answered and ends the connection, and nothing is raised for it. What `handler`
-    raises is answered with 500 and raised; what an upgrade raises is raised."""
-    await _Server(stream, handler, max_body, header_timeout, idle_timeout).run()
+    stream. What the peer does wrong is answered and ends the connection, nothing is raised for it; `refused` is told
+    status and reason. What `handler` raises is answered with 500 and raised; what an upgrade raises is raised."""
+    await _Server(stream, handler, max_body, header_timeout, idle_timeout, refused).run()
 
 
 async def request(
@@ -149,13 +150,20 @@ class _Gone(Exception):
 
 class _Server:
     def __init__(
-        self, stream: trio.abc.Stream, handler: Handler, max_body: int, header_timeout: float, idle_timeout: float
+        self,
+        stream: trio.abc.Stream,
+        handler: Handler,
+        max_body: int,
+        header_timeout: float,
+        idle_timeout: float,
+        refused: Callable[[int, str], None],
     ) -> None:
         self._stream = stream
         self._handler = handler
         self._max_body = max_body
         self._header_timeout = header_timeout
         self._idle_timeout = idle_timeout
+        self._refused = refused
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
 
     async def run(self) -> None:
@@ -168,9 +176,11 @@ class _Server:
         try:
             request = await self._request()
         except h11.RemoteProtocolError as error:
+            self._refused(error.error_status_hint, str(error))
             await self._refuse(error.error_status_hint, str(error))
             return False
         except _Refused as refused:
+            self._refused(refused.status, str(refused))
             await self._refuse(refused.status, str(refused))
             return False
         if request is None:

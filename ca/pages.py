@@ -39,13 +39,16 @@ async def serve_pages(listener: trio.SocketListener, pages: Mapping[str, Page]) 
         status, kind, body = await page()
         return Response(status, body, _kind(kind))
 
+    def refused(status: int, why: str) -> None:
+        log.info("refused", where="pages", status=status, why=why)
+
     async def serve(stream: trio.SocketStream) -> None:
         nonlocal busy
         if busy >= MOST:
             return
         busy += 1
         try:
-            await serve_connection(stream, handle, max_body=0, idle_timeout=_IDLE)
+            await serve_connection(stream, handle, max_body=0, idle_timeout=_IDLE, refused=refused)
         except Exception:
             log.exception("bug", where="pages")
         finally:

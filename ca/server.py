@@ -206,9 +206,9 @@ class Front:
 
     async def welcome(self, transport: trio.SocketStream) -> None:
         """Serve one TCP connection, and close it."""
-        context = self._context
+        context, peer = self._context, _where(transport)  # asked now: who has gone has no address
         if self._strangers >= STRANGERS or context is None:
-            log.warning("too-many-strangers", limit=STRANGERS)
+            log.warning("too-many-strangers", limit=STRANGERS, peer=peer)
             await trio.aclose_forcefully(transport)
             return
         self._strangers += 1
@@ -227,9 +227,9 @@ class Front:
                 caller = channel.peer or api.Stranger(channel.binding)
                 await self._serve(channel, caller, _left(channel), _serial(channel))
         except (ChannelError, OSError) as e:
-            log.info("connection-failed", peer=_where(transport), why=str(e))
+            log.info("connection-failed", peer=peer, why=str(e))
         except Exception:
-            log.exception("bug", peer=_where(transport))
+            log.exception("bug", peer=peer)
         finally:
             if stranger:
                 self._strangers -= 1
@@ -261,13 +261,17 @@ class Front:
             )
             return http.Response(reply.status, reply.body, _HEADERS)
 
+        def refused(status: int, why: str) -> None:
+            log.info("refused", caller=api.name(caller), status=status, why=why[:500])
+
         most = STRANGERS_BODY if isinstance(caller, api.Stranger) else MAX_BODY
-        await http.serve_connection(stream, handle, max_body=most)
+        await http.serve_connection(stream, handle, max_body=most, refused=refused)
 
     def _session(self, caller: api.Caller, request: http.Request, seconds: float, serial: str) -> http.Response:
         try:
             node = api.may_watch(self._centre, caller, serial)
         except Refused as e:
+            log.info("refused", call=f"GET {api.SESSION}", caller=api.name(caller), status=403, why=str(e))
             reply = api.problem(403, str(e))
             return http.Response(reply.status, reply.body, _HEADERS)
         if request.upgrade != "culvert":
