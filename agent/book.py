@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Literal, Protocol
 
 from agent.connections import Connection, Direction, Party, Security, Verdict
-from agent.policy import Facts
+from agent.policy import Decision, Facts
 
 KEEP = 2**15
 """Closed records kept for the supervisor; beyond that the oldest are dropped, and counted: traffic never waits."""
@@ -73,6 +73,12 @@ class Entry:
         self.facts: Facts | None = None  # what it was judged by; None before, and at the source's end
         self.state: Literal["opening", "open", "closed"] = "opening"
         self.carrier: Carrier | None = None
+
+    def judged(self, facts: Facts, decision: Decision, *, opaque: bool) -> None:
+        """Keep what is needed to tell of the decision, and to judge again."""
+        self.facts, self.dry_run, self.opaque = facts, decision.would_deny, opaque
+        if decision.allowed:
+            self.policy = decision.reason
 
     def record(self) -> Connection:
         """The entry as others see it."""

@@ -4,14 +4,13 @@ All three come to the same points: find the workload, judge, dial it. The connec
 """
 
 import errno
-import ipaddress
 import os
 import re
 import socket
 from dataclasses import dataclass
-from functools import lru_cache
 
 from agent import opaque, proxyheader
+from agent.admission import Admission, endpoint, parse_authority, parse_forwarded
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
@@ -19,14 +18,13 @@ from agent.policy import Facts
 from agent.relay.leg import Leg, abort
 from agent.relay.loop import Relay
 from agent.relay.pair import Pair
-from agent.route import Refuse, clash, exactly, here, is_loopback
+from agent.route import Refuse, here, is_loopback
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
-from agent.tunnel.headers import Connect
 from agent.tunnel.link import Link
 from agent.tunnel.stream import Asked
 from ca.identity import WorkloadIdentity
-from ca.resources.workload import NEVER_CAPTURED, SourceAddress, Workload
+from ca.resources.workload import SourceAddress, Workload
 from redirect.origdst import (
     NotRedirected,
     dial_socket,
@@ -36,28 +34,7 @@ from redirect.origdst import (
     spoof_source,
 )
 
-_AUTHORITY = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})")
-_FORWARDED = re.compile(r'for="(\[?[0-9a-fA-F:.]{2,45}\]?):([0-9]{1,5})"')
 _TRACE = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-def endpoint(address: str, port: int) -> str:
-    """`address:port`, with the brackets that IPv6 needs."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-@lru_cache(maxsize=4096)
-def parse_authority(text: str) -> tuple[str, int] | None:
-    """(address, port) of a CONNECT's authority; None unless it is an IP address and a port, in any spelling."""
-    found = _AUTHORITY.fullmatch(text)
-    if not found:
-        return None
-    try:
-        address = str(ipaddress.ip_address(found[1] or found[2]))
-    except ValueError:
-        return None
-    port = int(found[3])
-    return (address, port) if 0 < port < 65536 else None
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -77,17 +54,13 @@ class Inbound:
 
     def __init__(self, relay: Relay, book: Book, stocks: Stocks, marks: Marks, authorizer: Authorizer) -> None:
         self._relay, self._book, self._stocks, self.marks = relay, book, stocks, marks
-        self._authorizer = authorizer
+        self._authorizer, self._admission = authorizer, Admission(authorizer)
 
     def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
         """Judge; why not, or nothing. The entry keeps what is needed to judge again."""
         decision = self._authorizer.judge(snapshot, facts, workload)
-        entry.opaque = opaque.arriving(snapshot, workload, facts.source, facts.port)
-        entry.facts, entry.dry_run = facts, decision.would_deny
-        if not decision.allowed:
-            return decision.reason
-        entry.policy = decision.reason
-        return ""
+        entry.judged(facts, decision, opaque=opaque.arriving(snapshot, workload, facts.source, facts.port))
+        return "" if decision.allowed else decision.reason
 
     # ---- out of tunnels
 
@@ -100,35 +73,23 @@ class Inbound:
         if ask is None:
             self._answer(link, asked, entry, 400, asked.reason)
             return
-        caller = self._caller(snapshot, link, ask)
-        entry.source = Party(_titles(snapshot, link.peer, caller), str(link.peer), endpoint(*caller))
+        claimed, port = parse_forwarded(ask.forwarded)
+        ruling = self._admission.rule(snapshot, link.peer, link.local, link.peer_address, claimed, ask.authority)
+        caller = endpoint(ruling.caller, port if ruling.believed else 0)
+        entry.source, entry.destination = Party(ruling.source, str(link.peer), caller), ruling.destination
         if trace := _TRACE.fullmatch(ask.traceparent):
             entry.trace = trace[1]
-        where = parse_authority(ask.authority)
-        if where is None:
-            self._answer(link, asked, entry, 400, f"authority {ask.authority!r} is no IP address and port")
-            return
-        entry.destination = Party(address=endpoint(*where))
-        if where[1] in NEVER_CAPTURED:
-            self._answer(link, asked, entry, 503, f"port {where[1]} is one of Culvert's own")
-            return
-        meant = exactly(snapshot, *where)
-        if len(meant) > 1:
-            self._answer(link, asked, entry, 503, clash(meant, *where).reason)
-            return
-        domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
-        if not meant or meant[0].identity(domain) != link.local:
-            self._answer(link, asked, entry, 400, f"no workload here is {link.local} at {endpoint(*where)}")
-            return
-        workload = meant[0]
-        entry.destination = Party(workload.title, str(link.local), endpoint(*where))
-        if reason := self._denied(snapshot, entry, Facts(link.peer, caller[0], *where), workload):
-            self._answer(link, asked, entry, 401, reason)
+        judged = ruling.judged
+        if judged:
+            entry.judged(judged.facts, judged.decision, opaque=judged.opaque)
+        if ruling.status != 200 or not judged:
+            self._answer(link, asked, entry, ruling.status, ruling.reason)
             return
         try:
-            sock = self._dialled(snapshot, workload, where, caller[0], entry)
+            sock = self._dialled(snapshot, judged.workload, judged.where, ruling.caller, entry)
         except OSError as error:
-            self._answer(link, asked, entry, 503, f"cannot dial {endpoint(*where)}: {error.strerror or error}")
+            reason = f"cannot dial {endpoint(*judged.where)}: {error.strerror or error}"
+            self._answer(link, asked, entry, 503, reason)
             return
         Leg(sock, link, asked.stream, self._book, entry)
 
@@ -137,16 +98,6 @@ class Inbound:
         link.touch()
         self._book.close(entry, Verdict.FAILED if status == 503 else Verdict.REFUSED, reason)
         link.freed()
-
-    def _caller(self, snapshot: Snapshot, link: Link, ask: Connect) -> tuple[str, int]:
-        """Whom the peer says it speaks for, believed only where a workload with the peer's identity lives."""
-        if found := _FORWARDED.fullmatch(ask.forwarded):
-            address = found[1].strip("[]")
-            domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
-            for key in snapshot.by_address.get(address, ()):
-                if snapshot.workloads[key].identity(domain) == link.peer:
-                    return address, int(found[2])
-        return link.peer_address, 0
 
     # ---- captured in plaintext
 
@@ -304,13 +255,3 @@ def _connect(sock: socket.socket, address: str, port: int) -> None:
     code = sock.connect_ex((address, port))
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
-
-
-def _titles(snapshot: Snapshot, identity: WorkloadIdentity, caller: tuple[str, int]) -> str:
-    """The workload that speaks, if only one with that identity lives at the caller's address."""
-    found = [
-        snapshot.workloads[key].title
-        for key in snapshot.by_address.get(caller[0], ())
-        if snapshot.workloads[key].identity(identity.trust_domain) == identity
-    ]
-    return found[0] if len(found) == 1 else ""

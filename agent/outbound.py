@@ -4,9 +4,10 @@ import os
 import socket
 
 from agent import opaque
+from agent.admission import endpoint
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
-from agent.inbound import Inbound, endpoint
+from agent.inbound import Inbound
 from agent.relay.leg import Leg, abort
 from agent.route import Direct, Local, Refuse, Tunnel, route
 from agent.snapshot import Snapshot

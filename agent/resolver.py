@@ -11,9 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.admission import endpoint
 from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
-from agent.inbound import Inbound, endpoint
+from agent.inbound import Inbound
 from agent.messages import Signs
 from agent.outbound import Outbound, ours
 from agent.relay.leg import abort

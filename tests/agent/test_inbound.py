@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from msgspec.structs import force_setattr
 
 import agent.inbound
+from agent.admission import endpoint, parse_authority
 from agent.authorize import Authorizer
 from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
-from agent.inbound import Inbound, Marks, endpoint, parse_authority
+from agent.inbound import Inbound, Marks
 from agent.relay.loop import Relay
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
@@ -309,7 +310,7 @@ class Plain:
         return trio.socket.from_stdlib_socket(near)
 
     def record(self):
-        (record,) = self.book.take()[1]
+        (record,) = self.book.take()[0]
         return record
 
 
@@ -428,4 +429,4 @@ def test_records_can_be_sent_to_the_supervisor():
     book = Book(1, lambda: None)
     entry = book.enter(Direction.INBOUND, Security.MTLS, Party())
     book.close(entry)
-    assert msgspec.msgpack.encode(book.take()[1])
+    assert msgspec.msgpack.encode(book.take()[0])

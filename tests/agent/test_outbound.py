@@ -47,7 +47,7 @@ class Side:
 
     async def closed(self) -> Connection:
         await self.news.until(lambda: bool(self.book._closed))
-        return self.book.take()[1][0]
+        return self.book.take()[0][0]
 
 
 class Scene:
@@ -267,7 +267,7 @@ async def test_a_neighbour_is_judged_and_entered_for_both_ends(towards):
         assert len(s.one.book.live) == 2
         near.close(), far.close()
         await s.one.news.until(lambda: not s.one.book.live)
-        out, into = s.one.book.take()[1]
+        out, into = s.one.book.take()[0]
         assert out.security is into.security is Security.LOCAL
         assert out.trace == into.trace
         assert (out.destination.workload, into.source.workload) == ("shop/local", "shop/web")

@@ -162,7 +162,7 @@ class Node:
         self.news.tell()
 
     def closed(self) -> list[Connection]:
-        return self.book.take()[1]
+        return self.book.take()[0]
 
     @property
     def handlers(self) -> int:

@@ -100,7 +100,7 @@ async def test_a_peer_that_ends_and_resets_in_one_breath(code):
     async with rig() as r:
         conn = r.call(sndbuf=4096)
         await r.accept(conn)
-        await r.target.news.until(lambda: conn.far_entry.state == "open")
+        await soon(lambda: conn.far_entry.state == "open")
         leg, stream = conn.far_entry.carrier, r.into.core.streams[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, conn.far, BULK[:200_000])
@@ -148,7 +148,7 @@ def busy() -> Iterator[tuple[socket.socket, Callable[[], None]]]:
 async def test_early_data_is_bounded_until_the_answer():
     with busy() as (workload, _):
         async with rig() as r:
-            await r.source.news.until(lambda: r.out.core.settled)
+            await soon(lambda: r.out.core.settled)
             conn = r.call(to=workload.getsockname())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, conn.near, b"early" * 2**16)
@@ -169,7 +169,7 @@ async def test_early_data_and_an_end_wait_for_a_workload_that_is_slow_to_accept(
             await soon(lambda: 1 in r.into.core.streams and r.into.core.streams[1].ended_there)
             assert conn.far_entry.state == "opening"
             empty()
-            await r.target.news.until(lambda: conn.far_entry.state == "open")  # with the next SYN, after a second
+            await soon(lambda: conn.far_entry.state == "open")  # with the next SYN, after a second
             far = trio.socket.from_stdlib_socket(workload.accept()[0])
             assert await receive_all(far) == b"data" * 10000 + b"end"
             far.close()
@@ -223,7 +223,7 @@ async def test_reset_before_the_workload_has_accepted():
     with busy() as (workload, _):
         async with rig() as r:
             conn = r.call(to=workload.getsockname())
-            await r.target.news.until(lambda: len(r.target.book.live) == 1)
+            await soon(lambda: len(r.target.book.live) == 1)
             reset(conn.near)
             await r.idle()
             (far,) = r.target.closed()

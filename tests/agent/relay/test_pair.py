@@ -59,7 +59,7 @@ class Joints:
         return conn
 
     def closed(self):
-        return self.book.take()[1]
+        return self.book.take()[0]
 
 
 @asynccontextmanager
