@@ -1,6 +1,6 @@
 """The admin socket: what the node's own commands ask, over HTTP/1.1 with JSON on a Unix socket for root.
 
-    GET  /v1/status /v1/workloads /v1/certificates /v1/connections /v1/tunnels /v1/capture
+    GET  /v1/status /v1/workloads /v1/discovered /v1/certificates /v1/connections /v1/tunnels /v1/capture
     POST /v1/capture/on /v1/capture/off /v1/leave /v1/drain
 
 The GET topics answer the centre's questions as well.

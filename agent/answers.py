@@ -55,6 +55,29 @@ class WorkloadsAnswer(msgspec.Struct, frozen=True):
     problems: list[str] = []
 
 
+class DiscoveredRow(msgspec.Struct, frozen=True):
+    """A workload that the node found. `place` is the file, unit, container or user; `declared` says that its ports
+    were, and not looked up in the kernel; `state` is registered, refused (`why` says so) or waiting for the centre."""
+
+    source: str
+    place: str
+    workload: str
+    account: str
+    recognised: str
+    ports: list[int] = []
+    declared: bool = False
+    state: str = "waiting"
+    why: str = ""
+
+
+class DiscoveredAnswer(msgspec.Struct, frozen=True):
+    """`sources` are those that look; `problems` say what they could not take."""
+
+    rows: list[DiscoveredRow]
+    sources: list[str] = []
+    problems: list[str] = []
+
+
 class CertificateRow(msgspec.Struct, frozen=True):
     """`status` is valid, expired, waiting or failing; the dates are unix time, 0 without a certificate."""
 

@@ -36,6 +36,12 @@ class MarkSettings(msgspec.Struct, frozen=True):
     )
 
 
+class DiscoverySettings(msgspec.Struct, frozen=True):
+    """Where the node looks for workloads of its own; what of them it may register, an operator says at the centre."""
+
+    files: Annotated[str, _doc("Directory of Workloads in YAML; empty: none.")] = "/etc/culvert/workloads.d"
+
+
 class AgentSettings(msgspec.Struct, frozen=True):
     """All settings of one agent."""
 
@@ -59,6 +65,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     )
     drain: Annotated[Seconds, _doc("How long connections may finish when the agent stops.")] = Duration(5)
     marks: MarkSettings = MarkSettings()
+    discovery: DiscoverySettings = DiscoverySettings()
 
     def __post_init__(self) -> None:
         self.port_range()

@@ -22,6 +22,8 @@ from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
 from agent.checks import CheckAnswer
 from agent.checks.look import Node, look
+from agent.discovery.discovery import Discovery
+from agent.discovery.wanted import sources
 from agent.files import StateError
 from agent.leaf import Leaf, read_leaf, request
 from agent.renewal import IssueError, Renewal
@@ -123,6 +125,10 @@ class Supervisor:
             met=self._met,
             rng=rng,
         )
+        self.discovery = Discovery(
+            self.membership.node, sources(settings.discovery, self.membership.node), self._client, self._reported
+        )
+        self.discovery.look(view.snapshot)
         self.topics = Topics(
             self.membership,
             version,
@@ -134,6 +140,7 @@ class Supervisor:
             self.renewal,
             self.own,
             self.centre,
+            self.discovery,
             self.ledger,
             lambda: self._sink.dropped if self._sink else 0,
         )
@@ -187,6 +194,7 @@ class Supervisor:
         nursery.start_soon(self.renewal.run)
         nursery.start_soon(self.own.run)
         nursery.start_soon(self.centre.run)
+        nursery.start_soon(self.discovery.run)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
         nursery.start_soon(self._report_preconditions)
@@ -254,13 +262,15 @@ class Supervisor:
     def _met(self) -> None:
         self.renewal.kick()
         self.own.kick()
+        self.discovery.registration.met()
 
     def _reported(self) -> None:
-        self.centre.report(self.activation.active, self.activation.problems)
+        self.centre.report(self.activation.active, (*self.activation.problems, *self.discovery.problems))
 
     def _took(self, change: Change) -> None:
         revoked, before = change.view.snapshot.revoked, self._revoked
         self.activation.take(change)
+        self.discovery.look(change.view.snapshot)
         if revoked is not before:
             self._revoked = revoked
             for uri in self.renewal.distrust(revoked):

@@ -14,6 +14,7 @@ from agent.answers import (
     CertificateRow,
     CertificatesAnswer,
     ConnectionsAnswer,
+    DiscoveredAnswer,
     PlanAnswer,
     Rules,
     StatusAnswer,
@@ -23,6 +24,7 @@ from agent.answers import (
 )
 from agent.capture import Capture
 from agent.centre import Centre
+from agent.discovery.discovery import Discovery
 from agent.enrolment import HOST, NAMESPACED_PORT, Local
 from agent.leaf import Leaf
 from agent.renewal import Renewal
@@ -50,6 +52,7 @@ class Topics:
     renewal: Renewal
     own: Renewal
     centre: Centre
+    discovery: Discovery
     ledger: Ledger
     log_dropped: Callable[[], int]
 
@@ -58,6 +61,7 @@ class Topics:
         return {
             "status": self.status,
             "workloads": self.workloads,
+            "discovered": self.discovered,
             "certificates": self.certificates,
             "connections": self.connections,
             "tunnels": self.tunnels,
@@ -99,7 +103,7 @@ class Topics:
             started=self.started,
             time=time.time(),
             memory=_memory(),
-            problems=[*self._own_problems(), *self.activation.problems],
+            problems=[*self._own_problems(), *self.activation.problems, *self.discovery.problems],
         )
 
     def _own_problems(self) -> Iterator[str]:
@@ -130,6 +134,10 @@ class Topics:
                 )
             )
         return WorkloadsAnswer(rows, list(self.activation.problems))
+
+    async def discovered(self) -> DiscoveredAnswer:
+        """What the node found itself, and what became of it."""
+        return self.discovery.answer(lambda found: recognised(found.match))
 
     async def certificates(self) -> CertificatesAnswer:
         """What the node holds, its own certificate first."""

@@ -20,6 +20,7 @@ _COMMANDS = {
     "connections": "agent.cli.node:connections",
     "delete": "agent.cli.resources:delete",
     "demo": "agent.cli.demo:demo",
+    "discovered": "agent.cli.discovered:discovered",
     "explain": "agent.cli.explain:explain",
     "get": "agent.cli.resources:get",
     "label": "agent.cli.resources:label",

@@ -1,0 +1,135 @@
+"""Discovery on a node: runs the sources, merges what they see and has it registered."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import structlog
+import trio
+
+from agent.answers import DiscoveredAnswer, DiscoveredRow
+from agent.discovery.found import SOURCES, Found, Seen, Source
+from agent.discovery.merge import Merged, merge
+from agent.discovery.registration import Registration
+from agent.snapshot import Snapshot
+from ca.client import Client
+from ca.resources.workload import Workload
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0
+"""Seconds until a source that failed is run again: doubling."""
+
+
+class Discovery:
+    """`sources` are those that the settings want; the others count as seeing nothing. `changed` is called when
+    `problems` may have changed."""
+
+    def __init__(
+        self,
+        node: str,
+        sources: Iterable[Source],
+        client: Callable[[], Client],
+        changed: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._sources = tuple(sources)
+        self._changed = changed
+        self._seen: dict[str, Seen] = {name: Seen() for name in SOURCES if name not in {s.name for s in self._sources}}
+        self._failed: dict[str, str] = {}
+        self._merged = Merged({})
+        self.registration = Registration(client, changed)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.registration.run)
+            for source in self._sources:
+                nursery.start_soon(self._keep, source)
+            self._report()
+
+    def look(self, snapshot: Snapshot) -> None:
+        """The mesh as it is now."""
+        self.registration.look(snapshot)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A sentence for everything that could not be taken, or was not registered."""
+        return (*self._local(), *self._refusals())
+
+    def _local(self) -> Iterator[str]:
+        yield from self._failed.values()
+        for seen in self._seen.values():
+            yield from seen.problems
+        yield from self._merged.conflicts
+
+    def _refusals(self) -> Iterator[str]:
+        # Nothing found, nothing to worry about: a node without a right to register is as it should be.
+        if self._merged.found and self.registration.problem:
+            yield self.registration.problem
+        answered = self.registration.answered
+        for key, why in (answered.refused if answered else {}).items():
+            yield f"workload {key.namespace}/{key.name} is not registered: {why}"
+
+    def answer(self, recognised: Callable[[Found], str]) -> DiscoveredAnswer:
+        """Everything found, and what became of it."""
+        answered = self.registration.answered
+        rows = []
+        for key, found in sorted(self._merged.found.items()):
+            wanted = self._wanted(found)
+            stands = answered is not None and answered.workloads.get(key) == wanted
+            why = answered.refused.get(key, "") if answered and stands else ""
+            state = ("refused" if why else "registered") if stands else "waiting"
+            rows.append(
+                DiscoveredRow(
+                    found.source,
+                    found.place,
+                    found.title,
+                    found.service_account,
+                    recognised(found),
+                    list(wanted.spec.ports),
+                    found.ports is not None,
+                    state,
+                    why,
+                )
+            )
+        return DiscoveredAnswer(rows, [s.name for s in self._sources], [*self._local()])
+
+    async def _keep(self, source: Source) -> None:
+        """Run a source for good, whatever it does."""
+        pause = FIRST_PAUSE
+        while True:
+            started = trio.current_time()
+            try:
+                await source.run(lambda seen: self._take(source.name, seen))
+                why = "it ended by itself"
+            except Exception as error:
+                log.exception("source-failed", source=source.name)
+                why = f"{type(error).__name__}: {error}"
+            if trio.current_time() - started > LAST_PAUSE:
+                pause = FIRST_PAUSE
+            self._failed[source.name] = f"discovery of {source.name} failed and is started again: {why}"[:500]
+            self._changed()
+            await trio.sleep(pause)
+            pause = min(pause * 2, LAST_PAUSE)
+
+    def _take(self, source: str, seen: Seen) -> None:
+        self._failed.pop(source, None)
+        before = self._seen.get(source)
+        if seen == before:
+            return
+        for problem in seen.problems:
+            if before is None or problem not in before.problems:
+                log.warning("not-found", source=source, problem=problem)
+        self._seen[source] = seen
+        self._report()
+
+    def _report(self) -> None:
+        before, self._merged = self._merged, merge(self._seen)
+        for conflict in self._merged.conflicts:
+            if conflict not in before.conflicts:
+                log.warning("found-twice", problem=conflict)
+        workloads = {key: self._wanted(found) for key, found in self._merged.found.items()}
+        self.registration.want(workloads, self._merged.whole)
+        self._changed()
+
+    def _wanted(self, found: Found) -> Workload:
+        return found.workload(self._node, found.ports or ())

@@ -1,0 +1,55 @@
+import pytest
+
+from agent.discovery.found import Found, Seen
+from agent.discovery.merge import merge
+from ca.resources.workload import Match
+
+
+def found(source: str, name: str, match: Match) -> Found:
+    return Found(source, f"{source}:{name}", "shop", name, "web", match)
+
+
+def test_everything_that_does_not_collide_counts() -> None:
+    a, b = found("files", "a", Match(uid=1)), found("users", "b", Match(uid=2))
+    merged = merge({"users": Seen((b,)), "files": Seen((a,), whole=False)})
+    assert dict(merged.found) == {a.key: a, b.key: b}
+    assert (merged.conflicts, merged.whole) == ((), {"users"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        (
+            found("files", "a", Match(uid=1)),
+            found("users", "a", Match(uid=2)),
+            "has the same name as shop/a",
+        ),
+        (found("files", "a", Match(uid=1)), found("users", "b", Match(uid=1)), "is recognised by the same as shop/a"),
+        (
+            found("files", "a", Match(cgroup="/x/y.service")),
+            found("systemd", "b", Match(cgroup="x/y.service")),
+            "is recognised by the same as",
+        ),
+    ],
+)
+def test_the_first_source_goes_first(one: Found, other: Found, why: str) -> None:
+    merged = merge({other.source: Seen((other,)), one.source: Seen((one,))})
+    assert list(merged.found.values()) == [one]
+    assert why in merged.conflicts[0]
+    assert "which goes first" in merged.conflicts[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"namespace": ""}, "it has no namespace"),
+        ({"service_account": ""}, "it has no serviceAccount"),
+        ({"name": "A"}, "name 'A' is not a name"),
+        ({"ports": (22,)}, "port 22 is never captured"),
+        ({"labels": {"a b": "c"}}, "label key 'a b'"),
+    ],
+)
+def test_what_could_be_no_workload_is_not_found(fields: dict[str, object], why: str) -> None:
+    sound = {"namespace": "shop", "name": "a", "service_account": "web", "match": Match(uid=1)}
+    with pytest.raises(ValueError, match=why):
+        Found("files", "x", **{**sound, **fields})  # type: ignore[arg-type]
