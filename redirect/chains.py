@@ -1,8 +1,11 @@
 """The chains that take connections: those of workloads, and what arrives for them in plaintext. Pure."""
 
+from collections.abc import Iterator
+
 from redirect.desired import Capture, Desired
-from redirect.names import BYPASSED, CAPTURED, FROM, INBOUND, MESH, SERVES
+from redirect.names import BYPASSED, CAPTURED, FROM, INBOUND, MESH, PASSED, SERVES
 from redirect.phrases import IS_TCP, rule, towards, towards_local_ports
+from redirect.presence import PRESENT
 from redirect.ruleset import (
     DADDR_TYPE,
     LOCAL,
@@ -11,6 +14,8 @@ from redirect.ruleset import (
     Count,
     Match,
     Redirect,
+    Rule,
+    Statement,
     Verdict,
 )
 from redirect.skips import into, skips
@@ -19,15 +24,24 @@ from redirect.skips import into, skips
 def workload(capture: Capture, desired: Desired) -> Chain:
     """One workload's own connections. The chain is left by `goto`: nobody is recognised twice."""
     take = Count(), Redirect(capture.port)
-    rules = [
-        *skips(capture),
-        *towards(MESH, *take, comment=CAPTURED),
-        towards_local_ports(*take, comment=CAPTURED),
-    ]
-    if desired.capture_all:
-        rules.append(rule(IS_TCP, Match(DADDR_TYPE, LOCAL, equal=False), *take, comment=CAPTURED))
+    rules = [*skips(capture), *_taken(desired, *_answered(capture.open), *take, comment=CAPTURED)]
+    if capture.open:
+        # Whoever comes here would have been taken, had anybody been there.
+        rules += _taken(desired, Count(), Verdict(Code.GOTO, INBOUND), comment=PASSED)
     rules.append(rule(Count(), Verdict(Code.GOTO, INBOUND), comment=BYPASSED))
     return Chain(FROM + capture.workload, tuple(rules))
+
+
+def _taken(desired: Desired, *statements: Statement, comment: str) -> Iterator[Rule]:
+    """The rules for what capture takes."""
+    yield from towards(MESH, *statements, comment=comment)
+    yield towards_local_ports(*statements, comment=comment)
+    if desired.capture_all:
+        yield rule(IS_TCP, Match(DADDR_TYPE, LOCAL, equal=False), *statements, comment=comment)
+
+
+def _answered(open_: bool) -> tuple[Statement, ...]:
+    return (PRESENT,) if open_ else ()
 
 
 def inbound(desired: Desired) -> Chain:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from redirect.names import BYPASSED, CAPTURED, FROM, INTO, SKIPPED
+from redirect.names import BYPASSED, CAPTURED, FROM, INTO, PASSED, SKIPPED
 from redirect.ruleset import Count
 
 Totals = Mapping[str, Mapping[str, Iterable[Count]]]
@@ -13,11 +13,13 @@ Totals = Mapping[str, Mapping[str, Iterable[Count]]]
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Of one workload since capture began. Connections: sent to the agent, and left in the kernel; `skipped` are those
-    of the latter, in both directions, that a setting says to leave alone."""
+    of the latter, in both directions, that a setting says to leave alone. `passed` are those, in
+    both directions, that would have been captured had the agent been there."""
 
     captured: int = 0
     bypassed: int = 0
     skipped: int = 0
+    passed: int = 0
 
 
 def by_workload(totals: Totals) -> dict[str, Counts]:
@@ -30,5 +32,6 @@ def by_workload(totals: Totals) -> dict[str, Counts]:
     for name in [chain.removeprefix(FROM) for chain in totals if chain.startswith(FROM)]:
         skipped = packets(FROM + name, SKIPPED) + packets(INTO + name, SKIPPED)
         bypassed = packets(FROM + name, BYPASSED) + skipped
-        found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped)
+        passed = packets(FROM + name, PASSED) + packets(INTO + name, PASSED)
+        found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped, passed)
     return found

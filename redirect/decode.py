@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from redirect.encode import FIRST_REGISTER, VERDICT_TYPE
 from redirect.frames import attributes
 from redirect.ruleset import (
+    CT_LABEL,
     PLAIN_FIELDS,
     Base,
     Count,
@@ -19,6 +20,7 @@ from redirect.ruleset import (
     Key,
     Match,
     Member,
+    PutLabel,
     PutMark,
     Redirect,
     Reset,
@@ -217,7 +219,12 @@ class _Reader:
 
     def _put(self, name: str, data: dict[int, bytes]) -> Statement:
         key, source = _number(data.get(2)), data.get(3 if name == "meta" else 4)
-        if key != 3 or source is None or self._constant is None:
+        if source is None or self._constant is None:
+            return Unknown(name)
+        if name == "ct" and key == CT_LABEL.number:
+            bits = int.from_bytes(self._constant, sys.byteorder)
+            return PutLabel(bits.bit_length() - 1) if bits.bit_count() == 1 else Unknown(name)
+        if key != 3:
             return Unknown(name)
         return PutMark(int.from_bytes(self._constant[:4], sys.byteorder), connection=name == "ct")
 

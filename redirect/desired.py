@@ -60,7 +60,8 @@ class Capture:
     """One enrolled local workload. `workload` is namespace/name; `port` is the outbound capture port kept for it;
     `serves` are the (address, port) pairs at which it accepts connections; `shares_address` says that its address is
     its node's, so that the same ports on the node's other addresses (loopback too) are its own as well. `skip` and
-    `opening` say what is left alone out of it and into it."""
+    `opening` say what is left alone out of it and into it. While the agent is away, an `open` one's connections pass as
+    if they were not captured, and so does plaintext that arrives for it at `open_ports`; anybody else's are refused."""
 
     workload: str
     recognise: Recognise
@@ -69,6 +70,8 @@ class Capture:
     shares_address: bool = False
     skip: Skip = Skip()
     opening: Opening = Opening()
+    open: bool = False
+    open_ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from redirect.ruleset import (
     Key,
     Match,
     Member,
+    PutLabel,
     PutMark,
     Redirect,
     Reset,
@@ -43,6 +44,8 @@ INET = 1
 """NFPROTO_INET."""
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 ADD = NLM_F_REQUEST | NLM_F_CREATE
+OWNED = 2
+"""NFT_TABLE_F_OWNER."""
 VERDICT_TYPE = 0xFFFFFF00
 """NFT_DATA_VERDICT, the data type of maps of verdicts."""
 FIRST_REGISTER = 8
@@ -98,6 +101,17 @@ def replace_table(ruleset: Ruleset) -> list[Message]:
         # Verdicts and rules name chains, so that these come first.
         *(add_chain(table, chain) for chain in ruleset.chains),
         *(message for group in groups for message in add_elements(table, group)),
+        *(message for chain in ruleset.chains for message in add_rules(table, chain)),
+    ]
+
+
+def own_table(ruleset: Ruleset) -> list[Message]:
+    """A table that was not there before, and that ends with the socket these are sent by."""
+    table = ruleset.table
+    attributes = [*_table(table), ("NFTA_TABLE_FLAGS", OWNED)]
+    return [
+        _message(nft.nft_table_msg, nft.NFT_MSG_NEWTABLE, ADD, attributes, f"table {table}"),
+        *(add_chain(table, chain) for chain in ruleset.chains),
         *(message for chain in ruleset.chains for message in add_rules(table, chain)),
     ]
 
@@ -280,6 +294,9 @@ def _expressions(statement: Statement) -> Iterator[tuple[str, list[Any]]]:
                     [("NFTA_META_KEY", 3), ("NFTA_META_SREG", 1)],
                 )
             )
+        case PutLabel(number):
+            yield _immediate((1 << number).to_bytes(16, sys.byteorder))
+            yield "ct", [("NFTA_CT_KEY", 13), ("NFTA_CT_SREG", 1)]
         case _:
             raise ValueError(f"{statement} is no statement of a plan")
 

@@ -19,13 +19,14 @@ from redirect.compare import compare
 from redirect.counts import Counts, by_workload
 from redirect.decode import decode_base, decode_group, decode_rule
 from redirect.desired import Desired, Marks
-from redirect.encode import INET, Message, add_elements, remove_elements, remove_table, replace_table
+from redirect.encode import INET, Message, add_elements, own_table, remove_elements, remove_table, replace_table
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
-from redirect.names import MESH, TABLE
+from redirect.names import MESH, PRESENCE, TABLE
 from redirect.namespace import in_namespace
-from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink, Refused
+from redirect.netlink import NETFILTER, ROUTE, CaptureError, Interrupted, Netlink, Refused
 from redirect.plan import plan
+from redirect.presence import presence
 from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap, endpoint_sets
 from redirect.transition import transition
 from redirect.unknown import parent_sets
@@ -51,6 +52,7 @@ class Kernel:
         self._applied: Desired | None = None
         self._known: Ruleset | None = None
         self._generation: int | None = None
+        self._present = False
         self._nft = self._inside(lambda: Netlink(NETFILTER))
         try:
             self._routes = self._inside(lambda: Netlink(ROUTE))
@@ -81,6 +83,30 @@ class Kernel:
             except Refused as refused:
                 self._forget()
                 raise explain(refused) from refused
+
+    def appear(self, marks: Marks) -> None:
+        """Say that the agent is there, as long as this socket is open or until `vanish`: see `presence`. CaptureError
+        on kernels whose tables cannot have an owner (before 5.12), or without labels of connections."""
+        with self._lock:
+            if not self._present:
+                try:
+                    self._commit(own_table(presence(marks)))
+                except Refused as refused:
+                    hint = "it needs Linux 5.12 with CONFIG_NF_CONNTRACK_LABELS"
+                    raise CaptureError(
+                        refused.code, f"the kernel cannot tie rules to the agent's life: {refused.refusal}; {hint}"
+                    ) from refused
+                self._present = True
+
+    def vanish(self) -> None:
+        """Take `appear` back: what fails open passes from now on."""
+        with self._lock:
+            if self._present:
+                self._present = False
+                try:
+                    self._commit(remove_table(PRESENCE))
+                except Refused as refused:
+                    raise explain(refused) from refused
 
     def differences(self, desired: Desired) -> list[str]:
         """What in the kernel is not as desired, in words; empty when all is well."""

@@ -6,14 +6,17 @@ TABLE = "culvert"
 """The one table we own, family inet; `nft delete table inet culvert` removes capture."""
 
 OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "borrow", "unknown"
+PRESENCE = "culvert-presence"
+"""The table that stands while the agent does; nobody but the kernel or the agent can remove it."""
 TRIAL = "trial"
 """The set whose one element goes by itself when a trial ends."""
 FROM = "from/"
 """Chains of workloads are called from/NAMESPACE/NAME."""
 INTO = "into/"
 """Chains of workloads for some of whose arriving plaintext there is an opening: into/NAMESPACE/NAME."""
-CAPTURED, BYPASSED, SKIPPED = "captured", "bypassed", "skipped"
-"""Comments of the rules whose counters are connections captured and let through; skipped: because a setting says so."""
+CAPTURED, BYPASSED, SKIPPED, PASSED = "captured", "bypassed", "skipped", "passed"
+"""Comments of the rules whose counters are connections captured and let through; skipped: because a setting says so;
+passed: because the agent was away."""
 
 MESH = {Key.ENDPOINT4: "mesh4", Key.ENDPOINT6: "mesh6"}
 SERVES = {Key.ENDPOINT4: "serves4", Key.ENDPOINT6: "serves6"}

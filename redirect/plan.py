@@ -63,7 +63,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             *(workload(capture, desired) for capture in desired.captures),
             _out(desired, maps),
             _pre(desired),
-            *(unknown(port) for port in resolver),
+            *(unknown(port, desired.captures) for port in resolver),
             guard(desired),
             borrow(desired.marks),
         ),

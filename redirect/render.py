@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from redirect.ruleset import (
     CT_DIRECTION,
+    CT_LABEL,
     CT_STATUS,
     DADDR_TYPE,
     L4PROTO,
@@ -18,6 +19,7 @@ from redirect.ruleset import (
     Hook,
     Match,
     Member,
+    PutLabel,
     PutMark,
     Redirect,
     Reset,
@@ -127,6 +129,8 @@ def render_statement(statement: Statement) -> str:
         case Match(field, value, mask, equal):
             if field == CT_STATUS and mask is not None and value == 0 and equal:
                 return "ct status ! dnat"
+            if field == CT_LABEL and value == 0 and mask is not None and mask.bit_count() == 1:
+                return f"ct label {mask.bit_length() - 1}" if not equal else f"ct label != {mask.bit_length() - 1}"
             number = hex(value) if mask is not None or field == MARK else str(value)
             text = _NAMES.get(field, {}).get(value, number)
             masked = f"{field.text} & {mask:#x}" if mask is not None else field.text
@@ -146,5 +150,7 @@ def render_statement(statement: Statement) -> str:
             return "reject with tcp reset"
         case PutMark(value, connection):
             return f"{'ct' if connection else 'meta'} mark set {value:#x}"
+        case PutLabel(number):
+            return f"ct label set {number}"
         case Unknown(text):
             return text

@@ -56,11 +56,12 @@ DADDR_TYPE = Field("fib", 3, 4, "fib daddr type")
 CT_DIRECTION = Field("ct", 1, 1, "ct direction")
 CT_STATUS = Field("ct", 2, 4, "ct status")
 CT_MARK = Field("ct", 3, 4, "ct mark")
+CT_LABEL = Field("ct", 13, 16, "ct label")
 SOCKET_MARK = Field("socket", 1, 4, "socket mark")
 
 PLAIN_FIELDS = (
     *(MARK, SKUID, NFPROTO, L4PROTO, SADDR4, DADDR4, SADDR6, DADDR6, DPORT, TCP_FLAGS),
-    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, SOCKET_MARK),
+    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, SOCKET_MARK),
 )
 
 
@@ -245,13 +246,20 @@ class PutMark:
 
 
 @dataclass(frozen=True, slots=True)
+class PutLabel:
+    """Sets one of the labels of the packet's tracked connection, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A statement in the kernel that no plan of ours makes; never equal to one that is planned."""
 
     text: str
 
 
-Statement = Verdict | Match | Member | Dispatch | Count | Redirect | Reset | PutMark | Unknown
+Statement = Verdict | Match | Member | Dispatch | Count | Redirect | Reset | PutMark | PutLabel | Unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ plaintext would be.
 from collections.abc import Iterator
 
 from redirect.desired import Capture, Opening, Skip
-from redirect.names import INBOUND, INTO, SKIPPED
+from redirect.names import INBOUND, INTO, PASSED, SKIPPED
 from redirect.phrases import IS_TCP, rule, towards
+from redirect.presence import ABSENT
 from redirect.ruleset import (
     DADDR4,
     DADDR6,
@@ -46,12 +47,19 @@ def skip_sets(capture: Capture) -> Iterator[Set]:
     """What the rules about this workload's skips and openings look into; none where there are none."""
     skip, opening, workload = capture.skip, capture.opening, capture.workload
     yield from _sets("skip", workload, skip.ports, skip.networks, skip.uids)
-    if opening != Opening():
+    if _own_way_in(capture):
         yield from endpoint_sets(_serves(workload), capture.serves)
         if capture.shares_address:
             yield numbers(f"into/{workload}", Key.PORT, (port for _, port in capture.serves))
+    if opening != Opening():
         yield numbers(f"open/{workload}", Key.PORT, opening.everyone)
         yield from _sets("open-to", workload, opening.ports, opening.networks, opening.uids)
+    if capture.open_ports:
+        yield numbers(f"unattended/{workload}", Key.PORT, capture.open_ports)
+
+
+def _own_way_in(capture: Capture) -> bool:
+    return capture.opening != Opening() or bool(capture.open_ports)
 
 
 def _sets(
@@ -90,7 +98,7 @@ def _whose(
 
 def into(capture: Capture) -> Iterator[Rule]:
     """The rules at the head of the inbound chain that lead to the workload's own."""
-    if capture.opening == Opening():
+    if not _own_way_in(capture):
         return
     there, workload = Verdict(Code.GOTO, INTO + capture.workload), capture.workload
     yield from towards(_serves(workload), there, comment="")
@@ -99,12 +107,18 @@ def into(capture: Capture) -> Iterator[Rule]:
 
 
 def openings(capture: Capture, inbound_port: int) -> Iterator[Chain]:
-    """The chain of a workload with openings: what is left alone, and all the rest to the agent."""
+    """The chain of a workload with openings: what is left alone, always or while the agent is away, and all the rest to
+    the agent."""
     opening, workload = capture.opening, capture.workload
-    if opening == Opening():
+    if not _own_way_in(capture):
         return
     leave = Count(), Verdict(Code.ACCEPT)
-    rules = [rule(IS_TCP, Member((DPORT,), f"open/{workload}"), *leave, comment=SKIPPED)]
+    rules = []
+    if opening != Opening():
+        rules.append(rule(IS_TCP, Member((DPORT,), f"open/{workload}"), *leave, comment=SKIPPED))
+    if capture.open_ports:
+        unattended = Member((DPORT,), f"unattended/{workload}")
+        rules.append(rule(IS_TCP, unattended, ABSENT, *leave, comment=PASSED))
     if opening.ports:
         # In front of whose: a port that is open to nobody must not be open to some.
         closed = Member((DPORT,), f"open-to/{workload}", inside=False)

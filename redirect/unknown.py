@@ -8,9 +8,10 @@ does not go to the mesh is never touched.
 
 from collections.abc import Iterable
 
-from redirect.desired import Parent
+from redirect.desired import Capture, Parent
 from redirect.names import MESH, UNKNOWN, guarded, known
 from redirect.phrases import rule, towards, towards_local_ports
+from redirect.presence import PRESENT
 from redirect.ruleset import (
     Chain,
     Code,
@@ -20,6 +21,7 @@ from redirect.ruleset import (
     Redirect,
     Rule,
     Set,
+    Statement,
     Verdict,
     cgroup,
     number_element,
@@ -51,7 +53,9 @@ def ask(level: int) -> Rule:
     return rule(*above, new, Verdict(Code.JUMP, UNKNOWN), comment=_HELD)
 
 
-def unknown(port: int) -> Chain:
-    """To the resolver's port what goes to the mesh; the rest goes back to where it came from."""
-    take = Count(), Redirect(port)
+def unknown(port: int, captures: Iterable[Capture]) -> Chain:
+    """To the resolver's port what goes to the mesh; the rest goes back to where it came from. So does all of it while
+    the agent is away, if every workload that it could be of would be let pass then."""
+    pass_ = all(capture.open for capture in captures if capture.recognise.cgroup is not None)
+    take: tuple[Statement, ...] = (*((PRESENT,) if pass_ else ()), Count(), Redirect(port))
     return Chain(UNKNOWN, (*towards(MESH, *take, comment=_HELD), towards_local_ports(*take, comment=_HELD)))

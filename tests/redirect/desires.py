@@ -34,6 +34,8 @@ _captures = st.builds(
     port=ports,
     serves=st.lists(pairs, max_size=4).map(tuple),
     shares_address=st.booleans(),
+    open=st.booleans(),
+    open_ports=st.lists(ports, max_size=2).map(tuple),
     skip=st.builds(Skip, _some_ports, _some_networks, _some_uids),
     opening=st.just(Opening()) | st.builds(Opening, _some_ports, _some_ports, _some_networks, _some_uids),
 )
