@@ -110,7 +110,8 @@ class TunnelsAnswer(msgspec.Struct, frozen=True):
 
 class StatusAnswer(msgspec.Struct, frozen=True):
     """`revision` is the last one heard of, `active` the one acted on. `not_ready` says why the node is not ready, if it
-    is not; `centre_problem` why there is no session."""
+    is not; `centre_problem` why there is no session. `clock_ahead` is by how many seconds this machine's clock is ahead
+    of the centre's, give or take `clock_uncertainty`; None before the centre told its time."""
 
     node: str
     trust_domain: str
@@ -131,6 +132,8 @@ class StatusAnswer(msgspec.Struct, frozen=True):
     started: float
     time: float
     memory: int = 0
+    clock_ahead: float | None = None
+    clock_uncertainty: float = 0.0
     problems: list[str] = []
 
 

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from agent.view import Change, Intake
-from ca.client import Client, ClientError
+from ca.client import Client, ClientError, Timed, boot_time
 from ca.contract import (
     CENTRE_FRAMES,
     NODE_FRAMES,
@@ -27,6 +27,8 @@ from ca.contract import (
     Private,
     Report,
     Roots,
+    TimeIs,
+    WhatTime,
 )
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -52,7 +54,8 @@ class Link(Protocol):
 
 class Centre:
     """`client` gives one with the node's present certificate. `took` gets each new view, `trusted` new roots, and
-    `answer` the questions (topic, JSON) -> JSON; it raises Unanswered. `met` is called when a session begins."""
+    `answer` the questions (topic, JSON) -> JSON; it raises Unanswered. `met` is called when a session begins; `timed`
+    hears the centre's time."""
 
     def __init__(
         self,
@@ -64,13 +67,14 @@ class Centre:
         trusted: Callable[[bytes], Awaitable[None]],
         answer: Callable[[str, bytes], Awaitable[bytes]],
         met: Callable[[], None],
+        timed: Timed | None = None,
         rng: random.Random,
     ) -> None:
         self.connected = False
         self.problem = "not tried yet"
         self._client, self._intake, self._version = client, intake, version
         self._took, self._trusted, self._answer, self._met = took, trusted, answer, met
-        self._rng = rng
+        self._rng, self._timed = rng, timed
         self._report = Report(0)
         self._news = trio.Event()
         self._again = trio.Event()
@@ -144,6 +148,8 @@ class Centre:
                     self._change(self._intake.private(frame))
                 case Roots(pem):
                     await self._trusted(pem.encode())
+                case TimeIs(sent=sent, time=time) if self._timed:
+                    self._timed(time, sent, boot_time())
                 case Ask():
                     nursery.start_soon(self._reply, link, frame, asked)
 
@@ -155,6 +161,8 @@ class Centre:
         while True:
             self._news = trio.Event()
             await link.send(self._report)
+            if self._timed:
+                await link.send(WhatTime(boot_time()))
             with trio.move_on_after(REPEAT):
                 await self._news.wait()
 

@@ -63,6 +63,9 @@ class AgentSettings(msgspec.Struct, frozen=True):
     overtime: Annotated[Seconds, _doc("How long connections may outlive the certificates of their tunnel.")] = Duration(
         86400
     )
+    max_skew: Annotated[Seconds, _doc("How far this clock may be from the centre's; beyond it, no certificates.")] = (
+        Duration(120)
+    )
     drain: Annotated[Seconds, _doc("How long connections may finish when the agent stops.")] = Duration(5)
     marks: MarkSettings = MarkSettings()
     discovery: DiscoverySettings = DiscoverySettings()

@@ -22,6 +22,7 @@ from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
 from agent.checks import CheckAnswer
 from agent.checks.look import Node, look
+from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.discovery.wanted import sources
 from agent.files import StateError
@@ -33,10 +34,11 @@ from agent.state import Membership, State
 from agent.telemetry.access_log import AccessLog
 from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
+from agent.timekeeping import keep_time
 from agent.topics import Topics
 from agent.view import Change, Intake, MeshView
 from agent.workers import Workers
-from ca.client import Client, ClientError
+from ca.client import Client, ClientError, boot_time
 from ca.contract import SignResponse
 from ca.identity import NodeIdentity, parse
 from ca.notify import keep_watchdog, notify
@@ -83,6 +85,7 @@ class Supervisor:
         self._address = settings.centre or self.membership.centre
         saved = self.state.views.load(self.membership.node)
         view = saved or MeshView(Snapshot(self.membership.node))
+        self.clock = CentreClock(time.time, boot_time)
         self._sink = _open_sink(settings.access_log)
         self.ledger = Ledger(AccessLog(self._sink) if self._sink else None, time.monotonic)
 
@@ -123,6 +126,7 @@ class Supervisor:
             trusted=self._trusted,
             answer=self._answer,
             met=self._met,
+            timed=self.clock.heard,
             rng=rng,
         )
         self.discovery = Discovery(
@@ -143,6 +147,8 @@ class Supervisor:
             self.discovery,
             self.ledger,
             lambda: self._sink.dropped if self._sink else 0,
+            self.clock,
+            settings.max_skew,
         )
         self.admin = Admin(
             {**self.topics.all(), "check": self._check},
@@ -195,6 +201,7 @@ class Supervisor:
         nursery.start_soon(self.own.run)
         nursery.start_soon(self.centre.run)
         nursery.start_soon(self.discovery.run)
+        nursery.start_soon(self._keep_time)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
         nursery.start_soon(self._report_preconditions)
@@ -222,6 +229,17 @@ class Supervisor:
                         self._sink.reopen()
                 else:
                     self.stop()
+
+    async def _keep_time(self) -> None:
+        await keep_time(
+            self.clock,
+            connected=lambda: self.centre.connected,
+            measure=self._measure,
+            woke=self._woke,
+            certified=lambda: self.renewal.schedule.certified(time.time()),
+            changed=self.activation.poke,
+            bound=self.settings.max_skew,
+        )
 
     async def _say_ready(self) -> None:
         with trio.move_on_after(FIRST_VIEW):
@@ -257,7 +275,21 @@ class Supervisor:
 
     def _client(self) -> Client:
         leaf = self.own.schedule.leaves()[str(self._identity)]
-        return Client.over_tls(self._address, self.membership.trust_domain, self._roots, (leaf.chain, leaf.key))
+        return self._called_with((leaf.chain, leaf.key))
+
+    def _called_with(self, credentials: tuple[bytes, bytes] | None) -> Client:
+        domain = self.membership.trust_domain
+        return Client.over_tls(self._address, domain, self._roots, credentials, timed=self.clock.heard)
+
+    async def _measure(self) -> None:
+        domain = self.membership.trust_domain
+        await Client.asking_time(self._address, domain, self._roots, self.clock.heard).time()
+
+    def _woke(self) -> None:
+        """The clock was set, or the machine slept: what was planned by the clock is planned anew."""
+        self._met()
+        self.centre.hurry()
+        self.activation.poke()
 
     def _met(self) -> None:
         self.renewal.kick()
@@ -294,17 +326,19 @@ class Supervisor:
 
     async def _renew_own(self, uri: str) -> Leaf:
         leaf = self.own.schedule.leaves()[uri]
-        if leaf.valid(time.time()):
+        if self.clock.now() < leaf.not_after:
             return await self._issue(uri, self._client().renew)
         # The node was off, suspended or cut off for too long: TLS does not take the certificate any more.
         log.warning("node-certificate-ended", not_after=leaf.not_after)
-        stranger = Client.over_tls(self._address, self.membership.trust_domain, self._roots, None)
+        stranger = self._called_with(None)
         return await self._issue(uri, lambda csr: stranger.recover(leaf.chain.decode(), leaf.key.decode(), csr))
 
     async def _sign(self, uri: str) -> Leaf:
         return await self._issue(uri, self._client().sign)
 
     async def _issue(self, uri: str, call: Callable[[str], Awaitable[SignResponse]]) -> Leaf:
+        if objection := self.clock.objection(self.settings.max_skew):
+            raise IssueError(objection)
         try:
             key, csr = request(parse(uri))
             answer = await call(csr.decode())

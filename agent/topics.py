@@ -24,6 +24,7 @@ from agent.answers import (
 )
 from agent.capture import Capture
 from agent.centre import Centre
+from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.enrolment import HOST, NAMESPACED_PORT, Local
 from agent.leaf import Leaf
@@ -55,6 +56,8 @@ class Topics:
     discovery: Discovery
     ledger: Ledger
     log_dropped: Callable[[], int]
+    clock: CentreClock
+    max_skew: float
 
     def all(self) -> Mapping[str, Callable[[], Awaitable[msgspec.Struct]]]:
         """By the names that people and the centre ask by."""
@@ -82,7 +85,7 @@ class Topics:
     async def status(self) -> StatusAnswer:
         """How the agent is."""
         connections, tunnels, _ = await self.workers.tables()
-        not_ready = self.not_ready()
+        not_ready, skew = self.not_ready(), self.clock.skew()
         return StatusAnswer(
             node=self.membership.node,
             trust_domain=self.membership.trust_domain,
@@ -103,13 +106,19 @@ class Topics:
             started=self.started,
             time=time.time(),
             memory=_memory(),
+            clock_ahead=skew.ahead if skew else None,
+            clock_uncertainty=skew.uncertainty if skew else 0.0,
             problems=[*self._own_problems(), *self.activation.problems, *self.discovery.problems],
         )
 
     def _own_problems(self) -> Iterator[str]:
-        """What stands against the node's own certificate."""
+        """What stands against the node's own certificate and clock."""
+        objection = self.clock.objection(self.max_skew)
+        if objection:
+            yield objection
         for uri, reason in self.own.schedule.reasons().items():
-            yield f"the certificate of {uri} is not renewed: {reason}"
+            if reason != objection:
+                yield f"the certificate of {uri} is not renewed: {reason}"
 
     async def workloads(self) -> WorkloadsAnswer:
         """Who is registered here, who is enrolled, who is captured."""
@@ -200,6 +209,7 @@ class Topics:
             workers=self.workers.ready,
             revision=self.activation.active,
             centre_connected=self.centre.connected,
+            skew=self.clock.skew(),
         )
         return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self.ledger.counts, facts, now)
 

@@ -29,6 +29,7 @@ from ca.contract import (
     RecoverRequest,
     ResourceName,
     SignRequest,
+    Time,
     TokenRequest,
     check_version,
 )
@@ -90,6 +91,10 @@ class _Call:
     who: str
     body: type[msgspec.Struct] | None
     run: Callable[[Centre, Any, Any, Mapping[str, str]], Awaitable[msgspec.Struct]]
+
+
+def _anybody(centre: Centre, caller: Caller) -> bool:
+    return True
 
 
 def _nobody(centre: Centre, caller: Caller) -> bool:
@@ -175,6 +180,10 @@ async def _trust(centre: Centre, caller: Caller, body: None, query: Mapping[str,
     return await centre.trust(_limit(query.get("limit", "")))
 
 
+async def _time(centre: Centre, caller: Caller, body: None, query: Mapping[str, str]) -> msgspec.Struct:
+    return Time(centre.now().timestamp())
+
+
 async def _ask(centre: Centre, caller: Caller, body: AskRequest, query: Mapping[str, str]) -> msgspec.Struct:
     try:
         return AskResponse(await centre.sessions.ask(body.node, body.topic, msgspec.Raw(b"null"), ASK_WITHIN))
@@ -196,6 +205,7 @@ _CALLS = {
     ("POST", "/v1/label"): _Call(_operator, _AN_OPERATOR, LabelRequest, _label),
     ("POST", "/v1/ask"): _Call(_operator, _AN_OPERATOR, AskRequest, _ask),
     ("GET", "/v1/resources"): _Call(_operator, _AN_OPERATOR, None, _list),
+    ("GET", "/v1/time"): _Call(_anybody, "anybody", None, _time),
     ("GET", "/v1/status"): _Call(_operator, _AN_OPERATOR, None, _status),
     ("GET", "/v1/trust"): _Call(_operator, _AN_OPERATOR, None, _trust),
 }

@@ -6,6 +6,8 @@ no; everything below (sockets, TLS, HTTP) stops here.
 """
 
 import contextlib
+import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,12 +16,14 @@ from urllib.parse import urlencode
 
 import msgspec
 import trio
+from OpenSSL import SSL
 
 from ca import endpoint, http, possession, tls, x509
 from ca.channel import Channel, ChannelError, connect
 from ca.contract import (
     CENTRE_FRAMES,
     NODE_FRAMES,
+    TIME_HEADER,
     VERSION,
     VERSION_HEADER,
     ApplyRequest,
@@ -39,6 +43,7 @@ from ca.contract import (
     SignRequest,
     SignResponse,
     Status,
+    Time,
     TokenRequest,
     TokenResponse,
     TrustStatus,
@@ -51,6 +56,9 @@ from ca.tokens import JoinToken
 
 R = TypeVar("R", bound=msgspec.Struct)
 Dial = Callable[[], AbstractAsyncContextManager[trio.abc.Stream]]
+
+Timed = Callable[[float, float, float], None]
+"""(the centre's time, unix seconds; when we asked and when we heard, seconds since boot)"""
 
 Body = msgspec.Struct | Callable[[trio.abc.Stream], msgspec.Struct] | None
 """What a call says; a function where that depends on the connection."""
@@ -79,12 +87,14 @@ class Refusal(ClientError):
 
 
 class Client:
-    """Calls one centre. `dial` opens a connection, `address` names it in messages."""
+    """Calls one centre. `dial` opens a connection, `address` names it in messages. `timed` hears the centre's time with
+    each answer."""
 
-    def __init__(self, dial: Dial, address: str, *, timeout: float = CALL_WITHIN) -> None:
+    def __init__(self, dial: Dial, address: str, *, timeout: float = CALL_WITHIN, timed: Timed | None = None) -> None:
         self._dial = dial
         self.address = address
         self._timeout = timeout
+        self._timed = timed
 
     @classmethod
     def of_operator(cls, credential: Credential) -> "Client":
@@ -98,22 +108,28 @@ class Client:
 
     @classmethod
     def over_tls(
-        cls, address: str, trust_domain: str, roots: bytes, credentials: tuple[bytes, bytes] | None
+        cls,
+        address: str,
+        trust_domain: str,
+        roots: bytes,
+        credentials: tuple[bytes, bytes] | None,
+        *,
+        timed: Timed | None = None,
     ) -> "Client":
         """With a certificate: `credentials` are PEM chain and key, `roots` PEM, `address` HOST:PORT. ValueError for an
         address that is none. Without one (None) only `recover` is answered."""
-        host, port = endpoint.split(address)
+        return cls(
+            _dialling(address, trust_domain, lambda: tls.context(x509.load_chain(roots), credentials, server=False)),
+            address,
+            timed=timed,
+        )
 
-        def expected(peer: Identity) -> bool:
-            return isinstance(peer, CentralIdentity) and peer.trust_domain == trust_domain
-
-        @contextlib.asynccontextmanager
-        async def open_channel() -> AsyncIterator[Channel]:
-            context = tls.context(x509.load_chain(roots), credentials, server=False)
-            async with await connect(host, port, context, expect=expected) as channel:
-                yield channel
-
-        return cls(open_channel, address)
+    @classmethod
+    def asking_time(cls, address: str, trust_domain: str, roots: bytes, timed: Timed) -> "Client":
+        """Without a certificate, and whatever the dates on the centre's: for `time` only."""
+        return cls(
+            _dialling(address, trust_domain, lambda: tls.timeless_context(x509.load_chain(roots))), address, timed=timed
+        )
 
     @classmethod
     def joining(cls, token: JoinToken) -> "Client":
@@ -203,6 +219,10 @@ class Client:
         """What a node answers about itself."""
         return await self._call("POST", "/v1/ask", AskRequest(node, topic), AskResponse)
 
+    async def time(self) -> Time:
+        """The centre's."""
+        return await self._call("GET", "/v1/time", None, Time)
+
     async def status(self) -> Status:
         """Every node, and how far it is."""
         return await self._call("GET", "/v1/status", None, Status)
@@ -217,9 +237,11 @@ class Client:
         async with contextlib.AsyncExitStack() as stack:
             with self._translated(), trio.fail_after(self._timeout):
                 stream = await stack.enter_async_context(self._dial())
+                sent = boot_time()
                 response, early = await http.upgrade(
                     stream, "/v1/session", host=self.address, protocol="culvert", headers=_HEADERS
                 )
+            self._hear_time(response, sent)
             if response.status != 101:
                 raise self._refusal(response)
             yield Session(node_side(stream, early), self.address)
@@ -229,9 +251,11 @@ class Client:
             async with self._dial() as stream:
                 said = body(stream) if callable(body) else body
                 data = b"" if said is None else msgspec.json.encode(said)
+                sent = boot_time()
                 response = await http.request(
                     stream, method, target, host=self.address, headers=_HEADERS, body=data, max_body=MAX_ANSWER
                 )
+                self._hear_time(response, sent)
         if response.status != 200:
             raise self._refusal(response)
         try:
@@ -239,6 +263,11 @@ class Client:
             return msgspec.json.decode(response.body, type=answer)
         except (ContractError, msgspec.MsgspecError) as e:
             raise ClientError(f"the centre at {self.address} answers what we do not understand: {e}") from e
+
+    def _hear_time(self, response: http.Response, sent: float) -> None:
+        said = response.header(TIME_HEADER)
+        if self._timed and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", said):
+            self._timed(float(said), sent, boot_time())
 
     def _refusal(self, response: http.Response) -> ClientError:
         try:
@@ -258,6 +287,26 @@ class Client:
             raise ClientError(f"the centre at {self.address} did not answer within {self._timeout:g} s") from e
         except (http.HttpError, OSError, trio.BrokenResourceError) as e:
             raise ClientError(f"the centre at {self.address} cannot be called: {e}") from e
+
+
+def boot_time() -> float:
+    """Seconds since boot, suspended ones included: the clock that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _dialling(address: str, trust_domain: str, context: Callable[[], SSL.Context]) -> Dial:
+    """Connections to the centre of that trust domain."""
+    host, port = endpoint.split(address)
+
+    def expected(peer: Identity) -> bool:
+        return isinstance(peer, CentralIdentity) and peer.trust_domain == trust_domain
+
+    @contextlib.asynccontextmanager
+    async def open_channel() -> AsyncIterator[Channel]:
+        async with await connect(host, port, context(), expect=expected) as channel:
+            yield channel
+
+    return open_channel
 
 
 class Session:

@@ -13,6 +13,7 @@ Calls are HTTP/1.1 over mTLS with JSON bodies:
     POST /v1/delete    DeleteRequest -> ApplyResponse     an operator
     POST /v1/label     LabelRequest -> ApplyResponse      an operator
     GET  /v1/resources?kind=&namespace=&name=  -> Listing an operator
+    GET  /v1/time      -> Time                            anybody
     GET  /v1/status    -> Status                          an operator: every node and its active revision
     GET  /v1/trust?limit=  -> TrustStatus                 an operator: which certificates end when
     POST /v1/ask       AskRequest -> AskResponse          an operator; passed on to a connected node
@@ -37,6 +38,8 @@ MAJOR, MINOR = 1, 1
 VERSION = f"{MAJOR}.{MINOR}"
 VERSION_HEADER = "culvert-version"
 """HTTP header in which either side of a call states its contract version."""
+TIME_HEADER = "culvert-time"
+"""HTTP header in which each answer of the centre states its time, unix seconds: how nodes know how wrong theirs is."""
 
 DEFAULT_PORT = 15012
 MAX_BODY = 16 * 2**20
@@ -224,6 +227,12 @@ class TrustStatus(msgspec.Struct, frozen=True):
     time: float = 0.0
 
 
+class Time(msgspec.Struct, frozen=True):
+    """The centre's, unix seconds."""
+
+    time: float
+
+
 class AskRequest(msgspec.Struct, frozen=True):
     """A question for `node`; topics are those of the agent's admin API."""
 
@@ -264,6 +273,12 @@ class Answer(FromNode, frozen=True, tag="answer"):
     id: int
     body: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
+
+
+class WhatTime(FromNode, frozen=True, tag="what-time"):
+    """Asks for a TimeIs; `sent` comes back as it was."""
+
+    sent: float
 
 
 class FromCentre(msgspec.Struct, frozen=True, tag_field="frame"):
@@ -310,5 +325,12 @@ class Ask(FromCentre, frozen=True, tag="ask"):
     body: msgspec.Raw = msgspec.Raw(b"null")
 
 
-NODE_FRAMES = Hello | Report | Answer
-CENTRE_FRAMES = Delta | Private | Roots | Ask
+class TimeIs(FromCentre, frozen=True, tag="time-is"):
+    """The centre's clock, unix seconds, when it heard the WhatTime that was `sent`."""
+
+    sent: float
+    time: float
+
+
+NODE_FRAMES = Hello | Report | Answer | WhatTime
+CENTRE_FRAMES = Delta | Private | Roots | Ask | TimeIs

@@ -27,7 +27,7 @@ from ca.authority import Authority, Refused
 from ca.central import CentralSettings
 from ca.centre import Centre
 from ca.channel import Channel, ChannelError, keep_alive
-from ca.contract import MAX_BODY, VERSION, VERSION_HEADER
+from ca.contract import MAX_BODY, TIME_HEADER, VERSION, VERSION_HEADER
 from ca.frames import centre_side
 from ca.identity import CentralIdentity
 from ca.keeper import Keeper
@@ -259,7 +259,7 @@ class Front:
             reply = await api.answer(
                 self._centre, caller, request.method, request.path, request.query, version, request.body, serial
             )
-            return http.Response(reply.status, reply.body, _HEADERS)
+            return http.Response(reply.status, reply.body, self._headers())
 
         def refused(status: int, why: str) -> None:
             log.info("refused", caller=api.name(caller), status=status, why=why[:500])
@@ -273,10 +273,10 @@ class Front:
         except Refused as e:
             log.info("refused", call=f"GET {api.SESSION}", caller=api.name(caller), status=403, why=str(e))
             reply = api.problem(403, str(e))
-            return http.Response(reply.status, reply.body, _HEADERS)
+            return http.Response(reply.status, reply.body, self._headers())
         if request.upgrade != "culvert":
             reply = api.problem(426, f"{api.SESSION} is called with Upgrade: culvert")
-            return http.Response(reply.status, reply.body, (*_HEADERS, ("Upgrade", "culvert")))
+            return http.Response(reply.status, reply.body, (*self._headers(), ("Upgrade", "culvert")))
 
         async def run(stream: trio.abc.Stream, early: bytes) -> None:
             with trio.move_on_after(seconds) as life:
@@ -284,10 +284,11 @@ class Front:
             if life.cancelled_caught:
                 log.info("session-ended", node=node.name, why="its certificate has ended")
 
-        return http.Response(101, headers=_HEADERS, upgrade=run)
+        return http.Response(101, headers=self._headers(), upgrade=run)
 
-
-_HEADERS = ((VERSION_HEADER, VERSION), ("Content-Type", "application/json"))
+    def _headers(self) -> http.Headers:
+        now = f"{self._centre.now().timestamp():.6f}"
+        return (VERSION_HEADER, VERSION), (TIME_HEADER, now), ("Content-Type", "application/json")
 
 
 def _left(channel: Channel) -> float:

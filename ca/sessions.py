@@ -24,6 +24,8 @@ from ca.contract import (
     Private,
     Report,
     Roots,
+    TimeIs,
+    WhatTime,
     check_version,
 )
 from ca.feed import Feed, Step
@@ -208,6 +210,8 @@ class Sessions:
                     if waiting := session.asked.pop(answer.id, None):
                         waiting.send_nowait(answer)
                     self._heard(session.node)
+                case WhatTime(sent=sent):
+                    await self._send(session, encode(TimeIs(sent, self._clock())))
                 case Hello():
                     raise ContractError("a second hello in one session")
 

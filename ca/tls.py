@@ -83,6 +83,18 @@ def context(
     return ctx
 
 
+def timeless_context(roots: Iterable[x509.Certificate]) -> SSL.Context:
+    """A client's context that forgives a server whose certificate is not valid at this moment: for asking the centre's
+    time, because the moment may be what is wrong."""
+    ctx = context(roots, server=False)
+
+    def judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
+        return fault in (_NOT_YET, _ENDED) or _judge(connection, cert, fault, depth, ok)
+
+    ctx.set_verify(SSL.VERIFY_PEER, judge)
+    return ctx
+
+
 def pinned_context(root: str) -> SSL.Context:
     """A client's context for who knows no more than the root's SHA-256 fingerprint (hex): a node that joins with its
     token. The server's chain must reach up to that root, as our chains do."""
@@ -98,10 +110,10 @@ def pinned_context(root: str) -> SSL.Context:
     return ctx
 
 
-_UNTRUSTED_ROOT = 19
+_NOT_YET, _ENDED, _UNTRUSTED_ROOT = 9, 10, 19
 _FAULTS: dict[int, str] = {
-    9: "is not valid before {begin}: are the clocks of both machines right?",
-    10: "ended at {end}: was it not renewed, or is a clock wrong?",
+    _NOT_YET: "is not valid before {begin}: are the clocks of both machines right?",
+    _ENDED: "ended at {end}: was it not renewed, or is a clock wrong?",
     18: "is signed by itself, not by a root that is trusted here",
     _UNTRUSTED_ROOT: "leads to no root that is trusted here: is the peer of another mesh?",
     20: "leads to no root that is trusted here: is the peer of another mesh?",
@@ -118,7 +130,7 @@ def _judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int
     seen = cert.to_cryptography()
     times = {"begin": f"{seen.not_valid_before_utc:%F %H:%M} UTC", "end": f"{seen.not_valid_after_utc:%F %H:%M} UTC"}
     said = _FAULTS.get(fault, f"is not acceptable (X.509 verification error {fault})").format(**times)
-    whose = "an issuer of the peer's certificate" if depth and fault in (9, 10) else "the peer's certificate"
+    whose = "an issuer of the peer's certificate" if depth and fault in (_NOT_YET, _ENDED) else "the peer's certificate"
     # Not raised: pyOpenSSL would keep the error with the context this connection began with, and give it to the next.
     connection.get_app_data().fault = f"{whose} {said}"
     return False

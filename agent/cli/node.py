@@ -17,6 +17,7 @@ from agent.answers import (
 )
 from agent.cli.local import ask, socket_option
 from agent.cli.output import ago, note, output_option, show, size
+from agent.clock import Skew, spell
 from agent.connections import Connection, Party
 
 RECENT = 20
@@ -40,6 +41,7 @@ def status(output: str, path: Path | None) -> None:
         ("node", f"{s.node} of {s.trust_domain}"),
         ("agent", f"{s.version}, up {ago(s.time - s.started)}, {size(s.memory)} of memory"),
         ("centre", centre),
+        ("clock", _clock(s)),
         ("acts on", f"revision {s.active}{lag}"),
         ("ready", "yes" if s.ready else f"no: {s.not_ready}"),
         ("capture", "on" if s.capture else "off (`culvert capture on`)"),
@@ -54,6 +56,12 @@ def status(output: str, path: Path | None) -> None:
         click.echo(f"{name:<10} {text}")
     for problem in s.problems:
         note(f"problem: {problem}")
+
+
+def _clock(s: StatusAnswer) -> str:
+    if s.clock_ahead is None:
+        return "the centre has not told its time yet"
+    return f"{Skew(s.clock_ahead, s.clock_uncertainty)}, give or take {spell(s.clock_uncertainty)}"
 
 
 @click.command(name="workloads")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agent.clock import Skew
 from agent.connections import Connection, Direction, Party, Security, Verdict
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Facts:
     workers: int = 0
     revision: int = 0
     centre_connected: bool = False
+    skew: Skew | None = None
 
 
 def exposition(counts: TcpCounts, facts: Facts, now: float) -> bytes:
@@ -175,11 +177,16 @@ def _own(facts: Facts) -> Iterable["Metric"]:
         ("culvert_centre_connected", int(facts.centre_connected)),
     ):
         yield GaugeMetricFamily(name, _TEXTS[name], value=value)
+    if facts.skew:
+        for name, amount in (("ahead", facts.skew.ahead), ("uncertainty", facts.skew.uncertainty)):
+            yield GaugeMetricFamily(f"culvert_clock_{name}_seconds", _TEXTS[f"culvert_clock_{name}"], value=amount)
     for name, amount in sorted(facts.gauges.items()):
         yield GaugeMetricFamily(f"culvert_relay_{name}", "Of all workers together.", value=amount)
 
 
 _TEXTS = {
+    "culvert_clock_ahead": "By how much this machine's clock is ahead of the centre's; negative: behind.",
+    "culvert_clock_uncertainty": "How wrong that measurement can be: half the round trip.",
     "culvert_workers": "Worker processes that serve.",
     "culvert_active_revision": "The revision that certificates, listeners and rules follow.",
     "culvert_centre_connected": "1 while the agent has a session with the centre.",

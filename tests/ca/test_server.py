@@ -1,5 +1,6 @@
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -109,6 +110,34 @@ async def test_versions(centre: Running) -> None:
     assert problem(response.body) == Problem(
         f"contract version '2.0' does not fit ours, {VERSION}: upgrade the older side", "version"
     )
+
+
+async def test_every_answer_tells_the_time(centre: Running) -> None:
+    centre.clock.ahead = 3600.0
+    heard: list[float] = []
+
+    def timed(now: float, sent: float, received: float) -> None:
+        assert sent <= received
+        heard.append(now - time.time())
+
+    credentials = centre.credentials(NodeIdentity(DOMAIN, "a"))
+    for given in (credentials, None):
+        client = Client.over_tls(centre.address, DOMAIN, centre.roots, given, timed=timed)
+        assert (await client.time()).time == pytest.approx(centre.clock(), abs=5)
+        with pytest.raises(Refusal):
+            await client.status()
+    assert len(heard) == 4
+    assert heard == pytest.approx([3600.0] * 4, abs=5)
+    await Client.asking_time(centre.address, DOMAIN, centre.roots, timed).time()
+    assert len(heard) == 5
+
+
+async def test_the_time_is_not_asked_of_just_anybody(centre: Running, tmp_path: Path) -> None:
+    """The dates of the centre's certificate are forgiven there, and nothing else."""
+    async with running(tmp_path / "other") as other:
+        client = Client.asking_time(centre.address, DOMAIN, other.roots, lambda *_: None)
+        with pytest.raises(ClientError, match="no root that is trusted"):
+            await client.time()
 
 
 async def test_a_token_makes_a_node_once(centre: Running) -> None:

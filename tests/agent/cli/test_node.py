@@ -117,6 +117,8 @@ STATUS = StatusAnswer(
     NOW - 60,
     NOW,
     65 << 20,
+    -0.0012,
+    0.0003,
 )
 
 
@@ -126,7 +128,8 @@ def test_status(culvert):
     lines = done.stdout.splitlines()
     assert lines[0] == "node       web-1 of shop.example"
     assert lines[2] == "centre     connected to 10.0.0.9:15012"
-    assert lines[3] == "acts on    revision 9"
+    assert lines[3] == "clock      1.2 ms behind the centre's, give or take 0.3 ms"
+    assert lines[4] == "acts on    revision 9"
     assert max(map(len, lines)) <= 80
 
 
