@@ -43,6 +43,7 @@ from ca.contract import SignResponse
 from ca.identity import NodeIdentity, parse
 from ca.notify import keep_watchdog, notify
 from ca.pages import Page, open_listener, serve_pages
+from ca.resources.workload import NEVER_CAPTURED
 from ca.x509 import CertificateError
 from redirect.desired import Desired
 
@@ -130,7 +131,12 @@ class Supervisor:
             rng=rng,
         )
         self.discovery = Discovery(
-            self.membership.node, sources(settings.discovery, self.membership.node), self._client, self._reported
+            self.membership.node,
+            sources(settings.discovery, self.membership.node),
+            self._client,
+            self._reported,
+            never=NEVER_CAPTURED | {settings.tunnel_port, *settings.port_range()},
+            linger=float(settings.discovery.linger),
         )
         self.discovery.look(view.snapshot)
         self.topics = Topics(

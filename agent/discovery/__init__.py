@@ -3,6 +3,7 @@
 found         one workload as a source found it, and all that a source sees; what a source is
 files         documents in a directory
 folders       changes in directories (inotify)
+listening     ports that nobody declared
 merge         what all sources see -> what the node reports; conflicts
 registration  the report, kept true at the centre
 discovery     the tasks

@@ -7,10 +7,12 @@ import trio
 
 from agent.answers import DiscoveredAnswer, DiscoveredRow
 from agent.discovery.found import SOURCES, Found, Seen, Source
+from agent.discovery.listening import Listening
 from agent.discovery.merge import Merged, merge
 from agent.discovery.registration import Registration
 from agent.snapshot import Snapshot
 from ca.client import Client
+from ca.resources.metadata import Key
 from ca.resources.workload import Workload
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -21,7 +23,8 @@ FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0
 
 class Discovery:
     """`sources` are those that the settings want; the others count as seeing nothing. `changed` is called when
-    `problems` may have changed."""
+    `problems` may have changed. Ports that nobody declares are looked up: none of `never`, and each stays for
+    `linger` seconds after its last listener."""
 
     def __init__(
         self,
@@ -29,6 +32,8 @@ class Discovery:
         sources: Iterable[Source],
         client: Callable[[], Client],
         changed: Callable[[], None],
+        never: frozenset[int] = frozenset(),
+        linger: float = 60.0,
     ) -> None:
         self._node = node
         self._sources = tuple(sources)
@@ -36,18 +41,22 @@ class Discovery:
         self._seen: dict[str, Seen] = {name: Seen() for name in SOURCES if name not in {s.name for s in self._sources}}
         self._failed: dict[str, str] = {}
         self._merged = Merged({})
+        self._snapshot: Snapshot | None = None
+        self._listening = Listening(self._report, never, linger)
         self.registration = Registration(client, changed)
 
     async def run(self) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.registration.run)
+            nursery.start_soon(self._listening.run)
             for source in self._sources:
                 nursery.start_soon(self._keep, source)
             self._report()
 
     def look(self, snapshot: Snapshot) -> None:
         """The mesh as it is now."""
+        self._snapshot = snapshot
         self.registration.look(snapshot)
 
     @property
@@ -60,6 +69,7 @@ class Discovery:
         for seen in self._seen.values():
             yield from seen.problems
         yield from self._merged.conflicts
+        yield from self._listening.problems
 
     def _refusals(self) -> Iterator[str]:
         # Nothing found, nothing to worry about: a node without a right to register is as it should be.
@@ -75,7 +85,7 @@ class Discovery:
         rows = []
         for key, found in sorted(self._merged.found.items()):
             wanted = self._wanted(found)
-            stands = answered is not None and answered.workloads.get(key) == wanted
+            stands = answered is not None and wanted is not None and answered.workloads.get(key) == wanted
             why = answered.refused.get(key, "") if answered and stands else ""
             state = ("refused" if why else "registered") if stands else "waiting"
             rows.append(
@@ -85,7 +95,7 @@ class Discovery:
                     found.title,
                     found.service_account,
                     recognised(found),
-                    list(wanted.spec.ports),
+                    list(wanted.spec.ports) if wanted else [],
                     found.ports is not None,
                     state,
                     why,
@@ -127,9 +137,22 @@ class Discovery:
         for conflict in self._merged.conflicts:
             if conflict not in before.conflicts:
                 log.warning("found-twice", problem=conflict)
-        workloads = {key: self._wanted(found) for key, found in self._merged.found.items()}
-        self.registration.want(workloads, self._merged.whole)
+        self._listening.want(self._merged.found.values(), self._in_mesh)
+        workloads: dict[Key, Workload] = {}
+        whole = self._merged.whole
+        for key, found in self._merged.found.items():
+            if wanted := self._wanted(found):
+                workloads[key] = wanted
+            else:
+                whole -= {found.source}
+        self.registration.want(workloads, whole)
         self._changed()
 
-    def _wanted(self, found: Found) -> Workload:
-        return found.workload(self._node, found.ports or ())
+    def _wanted(self, found: Found) -> Workload | None:
+        """What is to be registered; None until its ports are known."""
+        ports = found.ports if found.ports is not None else self._listening.ports(found.key)
+        return None if ports is None else found.workload(self._node, ports)
+
+    def _in_mesh(self, key: Key) -> tuple[int, ...]:
+        workload = self._snapshot.workloads.get(key) if self._snapshot else None
+        return workload.spec.ports if workload and workload.spec.node == self._node else ()

@@ -77,7 +77,7 @@ async def test_what_files_say_is_registered_captured_and_taken_back(two: Pair) -
     assert connection["source"]["identity"].endswith("/ns/found/sa/caller")
     assert await states(two, two.two) == {"found/db": "registered"}
     write(two.two, "db", DB.replace("[9191]", "[9191, 9192]"))
-    assert await soon(lambda: _serves(two, [9191, 9192]), 1)
+    assert await becomes(lambda: _endpoints(two), [9191, 9192])
     (two.one.directory / "workloads.d" / "caller.yaml").unlink()
     assert await becomes(lambda: registered(two), ["db"])
     assert await becomes(lambda: two.rules(two.one.machine), "", 3)
@@ -87,11 +87,23 @@ async def _ended(two: Pair) -> bool:
     return bool((await two.ask(two.two, "connections"))["closed"])
 
 
-async def _serves(two: Pair, ports: list[int]) -> bool:
+async def _endpoints(two: Pair) -> list[int]:
     rows = (await two.ask(two.two, "workloads"))["rows"]
-    return any(
-        [int(e.rpartition(":")[2]) for e in r["endpoints"]] == ports for r in rows if r["workload"] == "found/db"
-    )
+    (row,) = [row for row in rows if row["workload"] == "found/db"]
+    return [int(e.rpartition(":")[2]) for e in row.get("endpoints", [])]
+
+
+async def test_ports_that_nobody_declares_are_those_it_listens_at(two: Pair) -> None:
+    await allow(two, "found")
+    write(two.two, "db", DB.replace(", ports: [9191]", ""))
+    assert await becomes(lambda: two.captured(two.two), {"found/db": 0}, 3)
+    assert await becomes(lambda: _endpoints(two), [])
+    place = Place(two.two.machine.namespace, 64012)
+    server = two.lab.start("db", place, programs.greeter(two.two.machine.address, 9191, "db"))
+    await server.listening(9191)
+    assert await becomes(lambda: _endpoints(two), [9191], 1.5)
+    await server.end()
+    assert await becomes(lambda: _endpoints(two), [], 4)
 
 
 async def test_what_a_node_may_not_is_refused_and_shown_until_it_may(two: Pair) -> None:
