@@ -171,9 +171,15 @@ class Authority:
             raise
 
     def sign_workload(
-        self, node: NodeIdentity, csr: bytes | str, hosted: Callable[[WorkloadIdentity], bool], now: datetime
+        self,
+        node: NodeIdentity,
+        csr: bytes | str,
+        hosted: Callable[[WorkloadIdentity], bool],
+        now: datetime,
+        life: timedelta | None = None,
     ) -> Chain:
-        """A workload's certificate, for the node (as its own certificate names it) that hosts such a workload."""
+        """A workload's certificate, for the node (as its own certificate names it) that hosts such a workload; good for
+        `life`, or else as long as `lives` has it."""
         self._ours(node)
         facts = _read(csr)
         if not isinstance(facts.identity, WorkloadIdentity) or facts.identity.trust_domain != self.trust_domain:
@@ -183,7 +189,7 @@ class Authority:
                 f"no registered workload of node {node.name} has the identity {facts.identity}: apply it with "
                 f"spec.node: {node.name} first"
             )
-        return self._issue(facts, now, self.lives.workload, node=node.name)
+        return self._issue(facts, now, life or self.lives.workload, node=node.name)
 
     def renew_node(self, node: NodeIdentity, csr: bytes | str, now: datetime) -> Chain:
         """The node's next certificate, for the node as its present one names it. The caller has seen that the registry

@@ -13,6 +13,7 @@ from ca.contract import DEFAULT_PORT
 from ca.duration import Duration
 from ca.identity import check_name
 from ca.lifetimes import Thresholds
+from ca.resources.mesh import check_life
 from ca.settings import Loaded, Seconds, load
 
 FILE = Path("/etc/culvert/central.toml")
@@ -36,7 +37,7 @@ class LifeSettings(msgspec.Struct, frozen=True):
     root: Annotated[Seconds, _doc("Of the root, made by init.")] = Duration(3650 * 86400)
     issuing: Annotated[Seconds, _doc("Of the issuing certificate.")] = Duration(365 * 86400)
     node: Annotated[Seconds, _doc("Of a node's certificate.")] = Duration(7 * 86400)
-    workload: Annotated[Seconds, _doc("Of a workload's; so long traffic goes on without a centre.")] = Duration(86400)
+    workload: Annotated[Seconds, _doc("Of a workload's, 1h to 90d, unless the Mesh says another.")] = Duration(86400)
     operator: Annotated[Seconds, _doc("Of an operator's credential.")] = Duration(30 * 86400)
     central: Annotated[Seconds, _doc("Of the centre's own; renewed while it runs.")] = Duration(7 * 86400)
 
@@ -46,8 +47,12 @@ class LifeSettings(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if getattr(self, name) < 1 and name != "recovery":
+            if getattr(self, name) < 1 and name not in ("recovery", "workload"):
                 raise ValueError(f"lives.{name} must be a second at least")
+        try:
+            check_life(self.workload)
+        except ValueError as e:
+            raise ValueError(f"lives.workload: {e}") from e
 
     def lives(self) -> Lives:
         """As the authority takes them."""

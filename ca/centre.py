@@ -32,6 +32,7 @@ from ca.contract import (
     TokenResponse,
     TrustStatus,
 )
+from ca.duration import Duration
 from ca.feed import Feed
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
 from ca.inventory import lifetimes
@@ -89,6 +90,13 @@ class Centre:
     def trust_domain(self) -> str:
         """The mesh's."""
         return self.authority.trust_domain
+
+    @property
+    def workload_life(self) -> timedelta:
+        """How long the next certificates of workloads are good for: as the mesh says, else as the centre is set."""
+        mesh = self._state.mesh
+        said = mesh.spec.certificate_life if mesh else None
+        return timedelta(seconds=Duration.read(said)) if said else self.authority.lives.workload
 
     def roots(self) -> str:
         """PEM of the roots to trust."""
@@ -218,7 +226,8 @@ class Centre:
                 raise Refused(why)
             return state.hosts(node.name, identity)
 
-        return await self._signed(lambda: self.authority.sign_workload(node, csr, hosted, self.now()), node)
+        life = self.workload_life
+        return await self._signed(lambda: self.authority.sign_workload(node, csr, hosted, self.now(), life), node)
 
     async def found(self, node: NodeIdentity, request: FoundRequest) -> FoundResponse:
         """Register what the node found, as far as it may. Refused when it is no part of the mesh."""
@@ -286,6 +295,7 @@ class Centre:
                 [f.text for f in it.findings],
                 len(self._state.revoked.objects),
                 now.timestamp(),
+                self.workload_life.total_seconds(),
             )
 
         return await trio.to_thread.run_sync(answer)

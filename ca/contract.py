@@ -218,13 +218,15 @@ class CertificateCount(msgspec.Struct, frozen=True):
 
 class TrustStatus(msgspec.Struct, frozen=True):
     """The certificates that somebody needs: those that end first, in this order, and how many there are in all.
-    `alarms` says of each that is late or ended what to do."""
+    `alarms` says of each that is late or ended what to do. `workload_life` is how many seconds the next certificate of
+    a workload is good for."""
 
     certificates: list[CertificateStatus]
     counts: list[CertificateCount] = []
     alarms: list[str] = []
     revocations: int = 0
     time: float = 0.0
+    workload_life: float = 0.0
 
 
 class Time(msgspec.Struct, frozen=True):

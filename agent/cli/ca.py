@@ -11,6 +11,7 @@ from agent.cli.calls import call, credential_option
 from agent.cli.output import Refused, ago, note, output_option, show, warn
 from ca.client import Client
 from ca.contract import ApplyRequest, ApplyResponse, DeleteRequest, ResourceName
+from ca.duration import Duration
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
 from ca.resources.kinds import decode_known, encode
 from ca.resources.mesh import Mesh
@@ -124,6 +125,7 @@ def status(limit: int, output: str, credential: Path | None) -> None:
         counts = ", ".join(_many(c.good + c.late + c.ended, _KINDS.get(c.what, c.what)) for c in trust.counts)
         late, ended = sum(c.late for c in trust.counts), sum(c.ended for c in trust.counts)
         click.echo(f"certificates of {counts}; {late} overdue, {ended} ended; {_many(trust.revocations, 'revocation')}")
+        click.echo(f"workloads' certificates live {Duration(trust.workload_life)}")
         for alarm in trust.alarms:
             warn(alarm)
     rows = [

@@ -17,7 +17,7 @@ Rows = tuple[list[str], list[list[str]]]
 _COLUMNS = {
     "Workload": ["workload", "node", "account", "mesh", "address", "ports", "match"],
     "Node": ["node", "address", "tunnel port", "may register", "labels"],
-    "Mesh": ["trust domain", "enrolment", "mode", "egress"],
+    "Mesh": ["trust domain", "enrolment", "mode", "egress", "certificates live"],
     "AuthorizationPolicy": ["policy", "workloads", "action", "rules", "dry run"],
     "Revocation": ["revocation", "identity", "serials", "since", "ends", "reason"],
     "PeerAuthentication": ["policy", "workloads", "mode", "ports"],
@@ -80,7 +80,8 @@ def _row(resource: Resource, mesh: Resource | None) -> list[str]:
             may = _may_register(node.discovery)
             return [resource.metadata.name, node.address or "not joined", str(node.tunnel_port), may, labels]
         case Mesh(spec=all_):
-            return [all_.trust_domain, _labels(all_.enrolment.match_labels), all_.mode.value, all_.egress.value]
+            life = all_.certificate_life or "as set"
+            return [all_.trust_domain, _labels(all_.enrolment.match_labels), all_.mode.value, all_.egress.value, life]
         case AuthorizationPolicy(spec=policy):
             dry = "yes" if policy.dry_run else "no"
             return [resource.title, _scope(policy.selector), policy.action.value, str(len(policy.rules)), dry]

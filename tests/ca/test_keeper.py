@@ -10,12 +10,14 @@ from cryptography.x509 import Certificate
 
 from ca import x509
 from ca.authority import Authority
+from ca.central import load_central
 from ca.centre import Centre
 from ca.identity import NodeIdentity, WorkloadIdentity
 from ca.keeper import Keeper
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.revocation import Revocation, RevocationSpec
+from ca.settings import SettingsError
 from ca.store.sqlite import SqliteStore
 from tests.ca.objects import node, workload
 
@@ -152,6 +154,36 @@ async def test_who_was_not_renewed_is_told_of_and_who_left_is_not(centre: Centre
         ("node", 0, 1, 0),
     }
     assert trust.alarms == [said]
+
+
+async def test_the_mesh_says_how_long_certificates_of_workloads_live(centre: Centre, clock: Clock) -> None:
+    async def left() -> timedelta:
+        return _chain((await centre.sign(A, _csr(WEB))).chain)[0].not_valid_after_utc - clock.now
+
+    assert await left() == DAY
+    for said, life in (("1h", timedelta(hours=1)), ("90d", 90 * DAY), (None, DAY)):
+        await centre.apply([Mesh(Metadata("mesh"), MeshSpec(TD, certificate_life=said))])
+        assert await left() == life
+        # Each is judged by its own life, not by what the mesh says now.
+        assert await _alarms(centre) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("59m", "certificateLife: 59m is no life for a certificate: use 1h to 90d"),
+        ("91d", "certificateLife: 91d is no life for a certificate: use 1h to 90d"),
+        ("0", "certificateLife: 0s is no life"),
+        ("soon", "certificateLife: 'soon' is no length of time; write it as in 90s, 10m, 24h or 30d"),
+        ("", "certificateLife: '' is no length of time"),
+    ],
+)
+def test_lives_that_nobody_should_have(said: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        MeshSpec(TD, certificate_life=said)
+    if not said.isalpha() and said:
+        with pytest.raises(SettingsError, match=why.replace("certificateLife", "lives.workload")):
+            load_central({"CULVERT_CENTRAL_LIVES_WORKLOAD": said}, {})
 
 
 # Revocations

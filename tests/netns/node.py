@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -15,8 +16,10 @@ from agent.lab.mesh import Node, RunningMesh, make_mesh
 from agent.lab.place import Place
 from agent.lab.topology import Host, Machine
 from ca import http
+from ca.authority import Authority, Lives
 from ca.client import Client
 from ca.contract import ApplyRequest, ApplyResponse, LabelRequest, ResourceName
+from ca.store.sqlite import SqliteStore
 
 WEB, API = 64001, 64002
 """Uids of the two workloads of the machines."""
@@ -55,6 +58,17 @@ class Pair:
         for node in (self.one, self.two):
             if node.process and node.process.running:
                 assert await soon(lambda node=node: active(node), 10), node.process.tail()
+
+    async def shorten(self, seconds: int) -> None:
+        """Give the centre an issuing certificate that lives so long, and every one after it: nothing that is signed
+        from now on lives longer. (Certificates of workloads cannot be set to less than an hour.)"""
+        assert self.mesh.process
+        await self.mesh.process.kill()
+        with SqliteStore.open(self.mesh.directory) as store:
+            lives = Lives(issuing=timedelta(seconds=seconds))
+            Authority.open(store, store.keys, lives).renew_issuer(datetime.now(UTC))
+        self.mesh.settings["CULVERT_CENTRAL_LIVES_ISSUING"] = f"{seconds}s"
+        await self.mesh.start_centre()
 
     async def ask(self, node: Node, topic: str) -> Any:
         """What the agent of a node says to GET /v1/TOPIC."""

@@ -391,7 +391,8 @@ async def _closed(two: Pair, count: int) -> bool:
 
 @pytest.mark.slow
 async def test_certificates_are_renewed_and_end_without_a_centre() -> None:
-    async with pair({"CULVERT_CENTRAL_LIVES_WORKLOAD": "8s"}) as two:
+    async with pair() as two:
+        await two.shorten(8)
         await two.enrol()
         place = Place(two.one.machine.namespace, 64001)
         stream = await dial(place, two.two.machine.address, 9090)

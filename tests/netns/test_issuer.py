@@ -29,7 +29,8 @@ async def _speak(two: Pair) -> None:
 async def test_three_issuing_certificates_under_traffic() -> None:
     """One lives for 24 s, so a new one comes every 12, and nothing that it signed lives longer. Connections are made
     all the time, one stays open through it all, and the centre is killed and comes back in between."""
-    async with pair({"CULVERT_CENTRAL_LIVES_ISSUING": "24s"}) as two:
+    async with pair() as two:
+        await two.shorten(24)
         await two.enrol()
         place = Place(two.one.machine.namespace, WEB)
         seen: list[str] = []

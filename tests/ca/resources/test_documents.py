@@ -224,6 +224,7 @@ meshes = st.builds(
         enrolment=st.builds(Selector, labels),
         mode=st.sampled_from(Mode),
         egress=st.sampled_from(Egress),
+        certificate_life=st.sampled_from([None, "1h", "90d", "3600"]),
     ),
 )
 
