@@ -7,7 +7,8 @@ from agent.connections import Connection, Tunnel
 
 class CaptureRow(msgspec.Struct, frozen=True):
     """How one workload is captured. `place` is empty for the machine itself; `recognised` reads as in `uid 1000`. Of
-    the connections that were `bypassed`, `skipped` were so because a setting says it."""
+    the connections that were `bypassed`, `skipped` were so because a setting says it. `passed` are those that
+    went in clear while the agent was away: only where `fail_mode` is open."""
 
     workload: str
     recognised: str
@@ -16,6 +17,8 @@ class CaptureRow(msgspec.Struct, frozen=True):
     captured: int = 0
     bypassed: int = 0
     skipped: int = 0
+    fail_mode: str = "closed"
+    passed: int = 0
 
 
 class CaptureAnswer(msgspec.Struct, frozen=True):

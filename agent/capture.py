@@ -111,6 +111,8 @@ class Capture:
         desired = replace(desired, captures=tuple(c for c in desired.captures if c.workload not in lacking))
         if desired != namespace.applied or not namespace.known:
             await self._try(place, namespace.apply, desired)
+        if namespace.doubt:
+            self.problems[place].append(f"{title(place)}: {namespace.doubt}")
         return {c.workload for c in namespace.applied.captures} if namespace.applied else set()
 
     async def know(self, parents: tuple[Parent, ...]) -> bool:
@@ -129,6 +131,12 @@ class Capture:
                 await self._try(place, namespace.remove)
             for place in {*self._left, *places} - self._namespaces.keys():
                 await self._forget_left(place)
+
+    async def step_aside(self) -> None:
+        """We are about to go: workloads that fail open are on their own from now on."""
+        async with self._lock:
+            for place, namespace in self._namespaces.items():
+                await self._try(place, namespace.step_aside)
 
     def close(self) -> None:
         """Close every socket. Rules stay."""

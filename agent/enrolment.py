@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from agent.messages import Signs
-from agent.openings import opening, skip
+from agent.openings import opening, skip, unattended
 from agent.view import MeshView
+from ca.resources.capture import FailMode
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
 from redirect.cgroup import relative
@@ -48,7 +49,7 @@ class Ports(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class Local:
     """An enrolled workload of this node. `serves` are its (address, port) pairs; `skip` and `opening` what of its
-    connections, and of those to it, is left alone."""
+    connections, and of those to it, is left alone; `open` and `open_ports` what passes while the agent is away."""
 
     workload: str
     identity: str
@@ -58,6 +59,8 @@ class Local:
     shares_address: bool
     skip: Skip = field(default_factory=Skip)
     opening: Opening = field(default_factory=Opening)
+    open: bool = False
+    open_ports: tuple[int, ...] = ()
 
     @property
     def cgroup(self) -> str | None:
@@ -114,6 +117,8 @@ def enrol(view: MeshView) -> Enrolment:
             bool(place) or not workload.spec.address,
             skip(snapshot, workload),
             left_open,
+            workload.spec.fail_mode is FailMode.OPEN,
+            unattended(snapshot, workload),
         )
     return Enrolment(tuple(found.values()), tuple(problems))
 
@@ -174,7 +179,15 @@ def tables(
         if port is not None:
             recognise = _recognise(local, cgroups, port)
             capture = Capture(
-                local.workload, recognise, port, local.serves, local.shares_address, local.skip, local.opening
+                local.workload,
+                recognise,
+                port,
+                local.serves,
+                local.shares_address,
+                local.skip,
+                local.opening,
+                local.open,
+                local.open_ports,
             )
             found.setdefault(local.place, []).append(capture)
     everywhere = replace(

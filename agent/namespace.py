@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from agent.enrolment import HOST
@@ -71,6 +71,8 @@ class Namespace:
         self.applied: Desired | None = None
         self.known = False
         """Whether the kernel holds `applied`: not before the first apply or remove, nor after one that failed."""
+        self.doubt = ""
+        """What of `applied` this kernel cannot do."""
         self._kernel = Kernel(place or None)
         try:
             self.watch: Watch = self._kernel.watch()
@@ -121,14 +123,33 @@ class Namespace:
         """Put the table into the kernel."""
         self.known = False
         try:
-            self._kernel.apply(desired, afresh)
+            self._kernel.apply(self._attended(desired), afresh)
         except ValueError as error:
             raise CaptureError(errno.EINVAL, f"the capture rules contradict each other: {error}") from error
         self.applied, self.known = desired, True
 
+    def _attended(self, desired: Desired) -> Desired:
+        """The kernel told that we are there, if anything depends on it. Where it cannot be told, nothing does."""
+        self.doubt = ""
+        if not any(c.open for c in desired.captures):
+            self._kernel.vanish()
+            return desired
+        try:
+            self._kernel.appear(self.marks)
+        except CaptureError as error:
+            self.doubt = f"failMode open is not possible, and all fails closed: {error}"
+            closed = tuple(replace(c, open=False, open_ports=()) for c in desired.captures)
+            return replace(desired, captures=closed)
+        return desired
+
+    def step_aside(self) -> None:
+        """We are about to go: what fails open passes from now on."""
+        self._kernel.vanish()
+
     def remove(self) -> None:
         """Take the table out of the kernel."""
         self.known = False
+        self._kernel.vanish()
         self._kernel.remove(self.marks)
         self.applied, self.known = None, True
 

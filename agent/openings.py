@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from agent.policy import compile_policies, scoped
 from agent.snapshot import Snapshot
-from ca.resources.capture import Skip
+from ca.resources.capture import FailMode, Skip
 from ca.resources.policy import Action, Operation, Rule
 from ca.resources.workload import SourceAddress, Workload
 from redirect import desired
@@ -38,6 +38,14 @@ def opening(snapshot: Snapshot, workload: Workload) -> tuple[desired.Opening, tu
     if not some:
         return desired.Opening(tuple(everyone)), tuple(problems)
     return desired.Opening(tuple(everyone), tuple(some), wanted.cidrs, wanted.uids), tuple(problems)
+
+
+def unattended(snapshot: Snapshot, workload: Workload) -> tuple[int, ...]:
+    """The ports at which plaintext may reach a workload that fails open, while the agent is away: those at which no
+    policy would refuse anybody. What a policy could refuse is refused then as well."""
+    if workload.spec.fail_mode is not FailMode.OPEN:
+        return ()
+    return tuple(port for port in workload.spec.ports if not closed_because(snapshot, workload, port))
 
 
 def closed_because(snapshot: Snapshot, workload: Workload, port: int) -> str:

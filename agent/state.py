@@ -6,6 +6,7 @@
     view.json, .log   the mesh as last seen (see viewlog)
     ports.json        capture ports by workload, and the namespaces that hold a table of ours
     leaves/*.pem      key and chain of each local identity
+    told.json         connections that passed while we were away, as far as they were reported
     capture-off       there while the operator has switched capture off
 
 A key and its certificate share a file, so that no crash leaves a pair that does not fit. What is damaged is set aside
@@ -19,6 +20,7 @@ import msgspec
 from agent.enrolment import Ports
 from agent.files import Files
 from agent.leaf import Leaf, read_leaf
+from agent.unattended import Told
 from agent.viewlog import ViewLog
 from ca.identity import WorkloadIdentity, parse
 from ca.x509 import load_chain
@@ -89,6 +91,14 @@ class State:
     def save_ports(self, ports: Ports) -> None:
         """To be on disk before any rule refers to a new port."""
         self._files.write("ports.json", msgspec.json.encode(ports))
+
+    def told(self) -> Told:
+        """What was reported of the time without us."""
+        return self._files.read("told.json", lambda b: msgspec.json.decode(b, type=Told)) or Told()
+
+    def save_told(self, told: Told) -> None:
+        """So that it is reported once."""
+        self._files.write("told.json", msgspec.json.encode(told))
 
     def capture_off(self) -> bool:
         """Whether the operator has switched capture off."""

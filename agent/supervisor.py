@@ -18,6 +18,7 @@ import trio
 from agent.activation import Activation
 from agent.admin import Admin, AdminError, admin_socket
 from agent.answers import Done
+from agent.base import INBOUND_PORT, base
 from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
 from agent.checks import CheckAnswer
@@ -36,6 +37,7 @@ from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
 from agent.timekeeping import keep_time
 from agent.topics import Topics
+from agent.unattended import boot, untold
 from agent.view import Change, Intake, MeshView
 from agent.workers import Workers
 from ca.client import Client, ClientError, boot_time
@@ -45,7 +47,6 @@ from ca.notify import keep_watchdog, notify
 from ca.pages import Page, open_listener, serve_pages
 from ca.resources.workload import NEVER_CAPTURED
 from ca.x509 import CertificateError
-from redirect.desired import Desired
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -92,8 +93,6 @@ class Supervisor:
 
         rng = random.Random()
         marks = settings.packet_marks
-        uids = tuple(sorted({os.geteuid(), account[0]}))
-        base = Desired(agent_uids=uids, never=Desired().never | {settings.tunnel_port}, inbound_port=15006, marks=marks)
         self.workers = Workers(
             self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke()
         )
@@ -106,7 +105,7 @@ class Supervisor:
         self.renewal = Renewal(self._sign, self._signed, self._failed, time.time, rng)
         left = self.state.ports().namespaces.values()
         self.capture = Capture(
-            self.workers, marks, left, base.inbound_port, lambda: self.activation.poke(), settings.worker_count
+            self.workers, marks, left, INBOUND_PORT, lambda: self.activation.poke(), settings.worker_count
         )
         self.activation = Activation(
             view,
@@ -115,7 +114,7 @@ class Supervisor:
             self.capture,
             self.renewal,
             settings.port_range(),
-            base,
+            base(settings, account[0]),
             time.time,
             self._reported,
         )
@@ -174,6 +173,7 @@ class Supervisor:
                 await self._stop.wait()
                 notify("STOPPING=1")
                 log.info("stopping", drain=self._drain_seconds)
+                await self.capture.step_aside()
                 await self.workers.drain(self._drain_seconds)
                 with trio.move_on_after(self._drain_seconds + FAREWELL):
                     await self._ended.wait()
@@ -211,6 +211,7 @@ class Supervisor:
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
         nursery.start_soon(self._report_preconditions)
+        nursery.start_soon(self._report_passed)
         log.info("started", node=self.membership.node, version=self._version, pid=os.getpid())
 
     def stop(self, drain: float | None = None) -> None:
@@ -276,6 +277,15 @@ class Supervisor:
                 log.error("precondition-failed", check=finding.name, cause=finding.text, remedy=finding.remedy)
             elif finding.state == "warn":
                 log.warning("precondition-doubtful", check=finding.name, cause=finding.text, remedy=finding.remedy)
+
+    async def _report_passed(self) -> None:
+        """What went by in clear while we were away, where that is allowed."""
+        await self.activation.first.wait()
+        fresh, told = untold(self.state.told(), boot(), await self.capture.counters())
+        for workload, connections in fresh.items():
+            log.warning("passed-while-away", workload=workload, connections=connections)
+        if fresh:
+            await self._kept(self.state.save_told, told)
 
     # ---- the centre
 

@@ -179,6 +179,8 @@ class Topics:
                         count.captured,
                         count.bypassed,
                         count.skipped,
+                        "open" if local.open else "closed",
+                        count.passed,
                     )
                 )
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
@@ -202,6 +204,7 @@ class Topics:
             expiry={uri: leaf.not_after for uri, leaf in leaves.items()},
             captured={w: c.captured for w, c in counts.items()},
             bypassed={w: c.bypassed for w, c in counts.items()},
+            passed={w: c.passed for w, c in counts.items() if c.passed},
             gauges={**gauges, "connections": len(live), "tunnels": len(tunnels)},
             log_dropped=self.log_dropped(),
             records_dropped=self.ledger.dropped,

@@ -46,6 +46,9 @@ def status(output: str, path: Path | None) -> None:
     columns = ["workload", "recognised by", "where", "port", "captured", "bypassed", "skipped"]
     show(output, answer, columns, rows, empty)
     if output == "table":
+        for row in answer.rows:
+            if row.fail_mode == "open":
+                note(f"{row.workload} fails open: {row.passed} connections passed while the agent was away")
         for problem in answer.problems:
             note(f"problem: {problem}")
 

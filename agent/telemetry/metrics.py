@@ -102,12 +102,13 @@ class TcpCounts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What else a scrape shows. `expiry` is unix time by identity; `captured` and `bypassed` are connections by
-    workload."""
+    """What else a scrape shows. `expiry` is unix time by identity; `captured`, `bypassed` and `passed` are connections
+    by workload."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
     captured: Mapping[str, int] = field(default_factory=dict)
     bypassed: Mapping[str, int] = field(default_factory=dict)
+    passed: Mapping[str, int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     log_dropped: int = 0
     records_dropped: int = 0
@@ -160,6 +161,7 @@ def _own(facts: Facts) -> Iterable["Metric"]:
     for name, text, by_workload in (
         ("culvert_captured_connections", "Connections that the kernel sent to the agent.", facts.captured),
         ("culvert_bypassed_connections", "Connections to no mesh address, left in the kernel.", facts.bypassed),
+        ("culvert_passed_connections", "Passed in clear while the agent was away (failMode open).", facts.passed),
     ):
         metric = CounterMetricFamily(name, text, labels=["workload"])
         for workload, count in sorted(by_workload.items()):

@@ -5,6 +5,7 @@ past every policy of this node. `opaque` is captured and has mutual TLS and poli
 taken for HTTP, whatever it looks like.
 """
 
+import enum
 import ipaddress
 from typing import Annotated
 
@@ -61,6 +62,14 @@ class Flow(msgspec.Struct, frozen=True, omit_defaults=True):
 
     skip: Skip = Skip()
     opaque: Opaque = Opaque()
+
+
+class FailMode(enum.Enum):
+    """What becomes of a workload's captured connections while its node's agent is away: refused at once (`closed`, in
+    every mode), or passed in clear and counted (`open`)."""
+
+    CLOSED = "closed"
+    OPEN = "open"
 
 
 class CaptureSettings(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ca.identity import WorkloadIdentity, check_name
-from ca.resources.capture import CaptureSettings
+from ca.resources.capture import CaptureSettings, FailMode
 from ca.resources.capture import Port as Port
 from ca.resources.metadata import API_VERSION, Key, Metadata, check_labels
 
@@ -86,6 +86,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     `address` may be left out: the workload then shares its node's. `ports` are the TCP ports it serves; only these are
     captured on their way in. `match` is known to the workload's own node and the centre; elsewhere it is absent.
     `capture` says what is left alone, or never looked into, besides what the Mesh says of that.
+    `fail_mode` is for the time when the node's agent is away.
     `found` stands in what a node registered by itself (see Discovery), and is kept at the centre.
     """
 
@@ -97,6 +98,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     found: Origin | None = None
     capture: CaptureSettings = CaptureSettings()
     source_address: SourceAddress = SourceAddress.PRESERVE
+    fail_mode: FailMode = FailMode.CLOSED
 
     def __post_init__(self) -> None:
         check_name(self.node, "node")

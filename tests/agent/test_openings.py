@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from agent.enrolment import enrol
-from agent.openings import closed_because, opening, skip
+from agent.openings import closed_because, opening, skip, unattended
 from agent.policy import Facts, compile_policies
 from agent.snapshot import Snapshot
-from ca.resources.capture import CaptureSettings, Flow
+from ca.resources.capture import CaptureSettings, FailMode, Flow
 from ca.resources.capture import Skip as Said
 from ca.resources.mesh import Mesh, MeshSpec, Mode
 from ca.resources.metadata import Metadata
@@ -113,3 +113,12 @@ def test_strict_is_stronger_and_the_node_says_so() -> None:
     assert local.opening == Opening()
     (problem,) = enrolment.problems
     assert problem.endswith("stays captured: mode STRICT of the mesh")
+
+
+def test_while_the_agent_is_away_no_policy_is_walked_past() -> None:
+    snapshot, workload = view([_policy(Action.DENY, Rule(to=(AT_80,)))], "shop", {"mesh": "on"}, Mode.PERMISSIVE)
+    spec = WorkloadSpec("n1", "db", ports=(80, 81), match=Match(uid=7), fail_mode=FailMode.OPEN)
+    assert unattended(snapshot, Workload(workload.metadata, spec)) == (81,)
+    assert unattended(snapshot, workload) == ()
+    snapshot, workload = view([], "shop", {"mesh": "on"}, Mode.STRICT)
+    assert unattended(snapshot, Workload(workload.metadata, spec)) == ()

@@ -1,6 +1,6 @@
 import pytest
 
-from ca.resources.capture import CaptureSettings, Flow, Opaque, Skip
+from ca.resources.capture import CaptureSettings, FailMode, Flow, Opaque, Skip
 from ca.resources.documents import DocumentError, read, to_yaml
 from ca.resources.kinds import decode, encode
 from ca.resources.mesh import Mesh
@@ -69,3 +69,17 @@ def test_what_is_wrong_is_said(right: str, wrong: str, complaint: str) -> None:
     with pytest.raises(DocumentError) as caught:
         read([("w.yaml", WORKLOAD.replace(right, wrong))])
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(("said", "meant"), [("", FailMode.CLOSED), ("  failMode: open\n", FailMode.OPEN)])
+def test_fail_mode(said: str, meant: FailMode) -> None:
+    (document,) = read([("w.yaml", WORKLOAD + said)])
+    assert isinstance(document.resource, Workload)
+    assert document.resource.spec.fail_mode is meant
+
+
+def test_no_third_fail_mode() -> None:
+    with pytest.raises(DocumentError) as caught:
+        read([("w.yaml", WORKLOAD + "  failMode: ajar\n")])
+    assert "spec.failMode" in str(caught.value)
+    assert "ajar" in str(caught.value)
