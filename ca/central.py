@@ -24,7 +24,21 @@ OPERATOR_FILE = "operator.json"
 """The first operator's credential, in the centre's directory."""
 
 PREFIX = "CULVERT_CENTRAL_"
-DIRECTORY = Path("/var/lib/culvert")
+DIRECTORY = Path("/var/lib/culvert/central")
+PARENT = Path("/var/lib/culvert")
+"""Where a mesh may be as well that was founded with `--dir /var/lib/culvert`; everything then finds it there."""
+
+
+def usual_directory() -> Path:
+    """The centre's directory where nothing is said of it: DIRECTORY, unless only PARENT holds a mesh."""
+    return next((d for d in (DIRECTORY, PARENT) if _holds_mesh(d)), DIRECTORY)
+
+
+def _holds_mesh(directory: Path) -> bool:
+    try:
+        return (directory / OPERATOR_FILE).exists() or (directory / OWN_FILE).exists()
+    except OSError:  # not ours to look into
+        return False
 
 
 def _doc(text: str) -> msgspec.Meta:
@@ -76,7 +90,9 @@ class AlarmSettings(msgspec.Struct, frozen=True):
 class CentralSettings(msgspec.Struct, frozen=True):
     """All settings of one centre."""
 
-    dir: Annotated[Path, _doc("The store, the keys and the operator's credential.")] = DIRECTORY
+    dir: Annotated[Path, _doc("The store, the keys and the operator's credential.")] = msgspec.field(
+        default_factory=usual_directory
+    )
     listen: Annotated[str, _doc("HOST:PORT to listen at.")] = f"0.0.0.0:{DEFAULT_PORT}"
     advertise: Annotated[str, _doc("HOST:PORT that join tokens carry; empty: the one of listen.")] = ""
     name: Annotated[str, _doc("The centre's own name, in its identity.")] = "central"

@@ -2,8 +2,6 @@
 # Founds the mesh on this machine and prints how the nodes join: centre.sh ADDRESS NODE...
 set -eu
 address=$1; shift
-install -d /etc/culvert
-echo 'dir = "/var/lib/culvert/central"' > /etc/culvert/central.toml
 if [ ! -e /var/lib/culvert/central ]; then
     culvert central init --trust-domain shop.example --listen "$address:15012"
     chown -R culvert-central:culvert-central /var/lib/culvert/central

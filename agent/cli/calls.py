@@ -10,9 +10,10 @@ import click
 import trio
 
 from agent.cli.output import Refused, warn
-from ca.central import DIRECTORY, OPERATOR_FILE, PREFIX
+from ca.central import OPERATOR_FILE, load_central
 from ca.client import Client, ClientError
 from ca.credential import WARN_BEFORE, Credential, CredentialError, load
+from ca.settings import SettingsError
 
 R = TypeVar("R")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -30,18 +31,17 @@ def credential_option(command: _F) -> _F:
 
 def find(given: Path | None) -> Credential:
     """The credential that was given, or the one in the centre's directory on this machine; Refused if there is none."""
-    directory = Path(os.environ.get(PREFIX + "DIR", DIRECTORY))
-    # The second is where the systemd unit keeps its centre.
-    places = [directory / OPERATOR_FILE, directory / "central" / OPERATOR_FILE]
-    path = given or next((p for p in places if p.exists()), places[0])
-    if given is None and not path.exists():
-        raise Refused(
-            f"{path}: there is no credential; give --credential FILE, or make one at the centre's machine: "
-            "culvert central operator create NAME"
-        )
     try:
+        path = given or load_central(os.environ, {}).settings.dir / OPERATOR_FILE
+        if given is None and not path.exists():
+            raise Refused(
+                f"{path}: there is no credential; give --credential FILE, or make one at the centre's machine: "
+                "culvert central operator create NAME"
+            )
         return load(path)
-    except CredentialError as e:
+    except PermissionError as e:
+        raise Refused(f"{path}: permission denied; use sudo, or give --credential FILE of your own") from e
+    except (CredentialError, SettingsError) as e:
         raise Refused(str(e)) from e
 
 

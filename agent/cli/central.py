@@ -34,7 +34,12 @@ class _DurationType(click.ParamType[Duration]):
             self.fail(str(e), param, ctx)
 
 
-_dir_option = click.option("--dir", "directory", type=click.Path(path_type=Path), help="The centre's directory.")
+_dir_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="The centre's directory.  [default: /var/lib/culvert/central]",
+)
 
 
 @click.group()
@@ -59,8 +64,7 @@ def init(trust_domain: str, directory: Path | None, listen: str | None, advertis
     """Start a mesh: root and issuing key, store, first operator.
 
     \b
-    culvert central init --trust-domain shop.example --dir /var/lib/culvert \\
-        --listen 10.0.0.1:15012
+    culvert central init --trust-domain shop.example --listen 10.0.0.1:15012
     """
     settings = _settings(None, {"dir": directory, "listen": listen, "advertise": advertise})
     try:
@@ -86,7 +90,8 @@ def run_(
     """Run the centre until SIGTERM.
 
     \b
-    culvert central run --dir /var/lib/culvert --listen 10.0.0.1:15012
+    culvert central run
+    culvert central run --listen 10.0.0.1:15012
     """
     from ca import server  # the centre's tasks; the other commands do without
 

@@ -42,7 +42,6 @@ sys.exit(not all(n["connected"] and n["active"] == s["revision"] for n in s["nod
 ip link add box type bridge; ip addr add 10.77.0.1/24 dev box; ip link set box up
 systemd-sysusers; useradd --system web
 # As systemd/README.md says:
-install -d /etc/culvert && echo 'dir = "/var/lib/culvert/central"' >/etc/culvert/central.toml
 say init culvert central init --trust-domain boot.example --listen 10.77.0.1:15012
 chown -R culvert-central:culvert-central /var/lib/culvert/central
 say too-early systemctl start culvert-agent
