@@ -110,6 +110,9 @@ class Schedule:
 
     def take(self, wall: float, mono: float) -> list[str]:
         """Those to ask for now, most urgent first, as many as may be in flight; they count as asked for."""
+        for entry in self._entries.values():
+            if entry.reason and not entry.asked and not self._due(entry, wall):
+                entry.reason, entry.failures = "", 0  # the clock was set: it is not even due
         due = sorted(
             (e.leaf.not_after if e.leaf and e.leaf.valid(wall) and not e.void else 0.0, uri)
             for uri, e in self._entries.items()

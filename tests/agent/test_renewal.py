@@ -109,6 +109,17 @@ def test_a_clock_set_back_before_the_certificate_asks_again():
     assert s.take(START - DAY, 0) == ["a"]
 
 
+def test_a_failure_is_no_problem_once_the_clock_is_right():
+    s = schedule("a")
+    s.hold(leaf("a"))
+    assert s.take(START + 0.6 * DAY, 0) == ["a"]
+    s.failed("a", "this clock is wrong", 0)
+    assert s.take(START + 0.6 * DAY, 0.1) == []
+    assert s.reasons() == {"a": "this clock is wrong"}
+    assert s.take(START, 1000) == []
+    assert s.reasons() == {}
+
+
 def test_who_is_not_wanted_any_more_is_forgotten():
     s = schedule("a", "b")
     s.take(START, 0)
