@@ -50,7 +50,8 @@ class Files:
 
     def read(self, name: str, decode: Callable[[bytes], _T]) -> _T | None:
         """What `decode` makes of the file; None if it is absent or damaged. `decode` says that it is by a ValueError or
-        any of the errors of `ca`, which are none of ours to list: whatever is wrong with a file, it is set aside."""
+        any of the errors of `ca`, which are none of ours to list: whatever is wrong with a file, it is set aside. With
+        a StateError it says that something else is."""
         data = self.read_raw(name)
         if data is None:
             return None
@@ -59,6 +60,8 @@ class Files:
             if not newline or head != _HEAD + hashlib.sha256(body).hexdigest().encode():
                 raise ValueError("its checksum does not fit")
             return decode(body)
+        except StateError:
+            raise  # nothing is wrong with the file
         except Exception as error:
             path = self.directory / name
             with contextlib.suppress(OSError):

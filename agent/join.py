@@ -79,6 +79,7 @@ def source_towards(host: str, port: int) -> str:
 
 
 def _save(state: State, membership: Membership, leaf: Leaf, roots: bytes) -> None:
+    state.forget_leaves()  # of an earlier membership; perhaps sealed with a secret that is lost
     state.save_node_leaf(leaf)
     state.save_roots(roots)
     state.save_membership(membership)

@@ -49,6 +49,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     state_dir: Annotated[Path, _doc("Keys, certificates and the last view; must survive a reboot.")] = Path(
         "/var/lib/culvert/agent"
     )
+    seal: Annotated[str, _doc("File with the secret that seals keys; empty: the credential culvert-seal, if any.")] = ""
     run_dir: Annotated[Path, _doc("Where the admin socket is made.")] = Path("/run/culvert")
     socket: Annotated[str, _doc("The admin socket; empty: agent.sock in run_dir.")] = ""
     centre: Annotated[str, _doc("HOST:PORT of the centre; empty: the one of the join token.")] = ""

@@ -9,6 +9,8 @@
     told.json         connections that passed while we were away, as far as they were reported
     capture-off       there while the operator has switched capture off
 
+node.pem and leaves are sealed where the operator gave a secret (see seal).
+
 A key and its certificate share a file, so that no crash leaves a pair that does not fit. What is damaged is set aside
 (see files): with the centre in reach everything but the membership comes back by itself. Blocking; callers use threads.
 """
@@ -18,8 +20,9 @@ from pathlib import Path
 import msgspec
 
 from agent.enrolment import Ports
-from agent.files import Files
+from agent.files import Files, StateError
 from agent.leaf import Leaf, read_leaf
+from agent.seal import CREDENTIAL, Seal, is_sealed
 from agent.unattended import Told
 from agent.viewlog import ViewLog
 from ca.identity import WorkloadIdentity, parse
@@ -35,10 +38,12 @@ class Membership(msgspec.Struct, frozen=True):
 
 
 class State:
-    """The files below `directory`. `problems` says what was set aside."""
+    """The files below `directory`. `problems` says what was set aside. With a `seal` keys are written so; StateError
+    where they are and it does not open them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, seal: Seal | None = None) -> None:
         self.directory = directory
+        self._seal = seal
         self._files = Files(directory, "leaves")
         self.problems = self._files.problems
         self.views = ViewLog(self._files)
@@ -53,11 +58,11 @@ class State:
 
     def node_leaf(self) -> Leaf | None:
         """The node's own certificate."""
-        return self._files.read("node.pem", _split)
+        return self._read_leaf("node.pem")
 
     def save_node_leaf(self, leaf: Leaf) -> None:
         """Replace the node's own certificate and key."""
-        self._files.write("node.pem", leaf.key + leaf.chain)
+        self._write_leaf("node.pem", leaf)
 
     def roots(self) -> bytes | None:
         """PEM of the roots to trust."""
@@ -71,18 +76,51 @@ class State:
         """Workload certificates by identity, expired ones too."""
         found = {}
         for name in self._files.names("leaves/*.pem"):
-            leaf = self._files.read(name, _split)
+            leaf = self._read_leaf(name)
             if leaf is not None:
                 found[leaf.uri] = leaf
         return found
 
     def save_leaf(self, leaf: Leaf) -> None:
         """Replace the certificate and key of one identity."""
-        self._files.write(_leaf_name(leaf.uri), leaf.key + leaf.chain)
+        self._write_leaf(_leaf_name(leaf.uri), leaf)
 
     def forget_leaf(self, uri: str) -> None:
         """The last local workload with this identity is gone, and so is its key."""
         self._files.remove(_leaf_name(uri))
+
+    def forget_leaves(self) -> None:
+        """Every workload's certificate and key."""
+        for name in self._files.names("leaves/*"):
+            self._files.remove(name)
+
+    def seal_all(self) -> int:
+        """Seal what was written before there was a seal, if there is one now; -> how many files."""
+        done = 0
+        for name in (*self._files.names("node.pem"), *self._files.names("leaves/*.pem")):
+            body = self._files.read(name, bytes)
+            if self._seal and body is not None and not is_sealed(body):
+                self._files.write(name, self._seal.close(name, body))
+                done += 1
+        return done
+
+    def _read_leaf(self, name: str) -> Leaf | None:
+        return self._files.read(name, lambda body: _split(self._opened(name, body)))
+
+    def _opened(self, name: str, body: bytes) -> bytes:
+        if not is_sealed(body):
+            return body
+        if self._seal is None:
+            raise StateError(
+                f"{self.directory / name} is sealed, and the secret that opens it was not given: run the agent as its "
+                f"service with the credential {CREDENTIAL}, or name the secret with the setting seal; if it is lost, "
+                "join again: culvert agent join --force TOKEN"
+            )
+        return self._seal.open(name, body)
+
+    def _write_leaf(self, name: str, leaf: Leaf) -> None:
+        body = leaf.key + leaf.chain
+        self._files.write(name, self._seal.close(name, body) if self._seal else body)
 
     def ports(self) -> Ports:
         """The ports given out."""

@@ -29,6 +29,7 @@ from agent.discovery.wanted import sources
 from agent.files import StateError
 from agent.leaf import Leaf, read_leaf, request
 from agent.renewal import IssueError, Renewal
+from agent.seal import find as find_seal
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from agent.snapshot import Snapshot
 from agent.state import Membership, State
@@ -81,7 +82,9 @@ class Supervisor:
         self._version = version
         account = worker_account(settings.worker_user)
         self._admin_socket = admin
-        self.state = State(settings.state_dir)
+        self.state = State(settings.state_dir, find_seal(settings.seal, os.environ))
+        if sealed := self.state.seal_all():
+            log.info("keys-sealed", files=sealed)
         self.membership, node_leaf, self._roots = _joined(self.state)
         self._identity = NodeIdentity(self.membership.trust_domain, self.membership.node)
         self._address = settings.centre or self.membership.centre

@@ -88,11 +88,12 @@ def join_(text: str, config: Path | None, force: bool, **flags: Any) -> None:
     settings = _settings(config, flags)
     from agent.files import StateError
     from agent.join import JoinError, join
+    from agent.seal import find
     from agent.state import State
 
     async def go() -> str:
         member = await join(
-            State(settings.state_dir),
+            State(settings.state_dir, find(settings.seal, os.environ)),
             sys.stdin.read() if text == "-" else text,
             centre=settings.centre,
             address=settings.address,

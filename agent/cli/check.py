@@ -15,6 +15,7 @@ from agent.cli.agent import installed_version
 from agent.cli.local import NoAgent, ask, socket_option
 from agent.cli.output import Refused, note, output_option, show
 from agent.files import StateError
+from agent.seal import find as find_seal
 from agent.settings import AgentSettings, load_settings
 from agent.state import State
 from ca.identity import NodeIdentity
@@ -82,7 +83,7 @@ def _node(settings: AgentSettings) -> Node:
     if not os.access(settings.state_dir, os.W_OK):
         return replace(nothing, leaves={} if not settings.state_dir.exists() else None)
     try:
-        state = State(settings.state_dir)
+        state = State(settings.state_dir, find_seal(settings.seal, os.environ))
         member, leaf = state.membership(), state.node_leaf()
         leaves = state.leaves()
         known = len({*state.ports().outbound, *state.ports().namespaces})
