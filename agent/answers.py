@@ -8,7 +8,8 @@ from agent.connections import Connection, Tunnel
 class CaptureRow(msgspec.Struct, frozen=True):
     """How one workload is captured. `place` is empty for the machine itself; `recognised` reads as in `uid 1000`. Of
     the connections that were `bypassed`, `skipped` were so because a setting says it. `passed` are those that
-    went in clear while the agent was away: only where `fail_mode` is open."""
+    went in clear while the agent was away: only where `fail_mode` is open. The last three are packets of protocols that
+    the mesh does not carry: left in clear, questions for names (not among them), and dropped."""
 
     workload: str
     recognised: str
@@ -19,6 +20,9 @@ class CaptureRow(msgspec.Struct, frozen=True):
     skipped: int = 0
     fail_mode: str = "closed"
     passed: int = 0
+    unmeshed: int = 0
+    dns: int = 0
+    blocked: int = 0
 
 
 class CaptureAnswer(msgspec.Struct, frozen=True):

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from agent.messages import Signs
-from agent.openings import opening, skip, unattended
+from agent.openings import opening, rest, skip, unattended
 from agent.view import MeshView
 from ca.resources.capture import FailMode
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
 from redirect.cgroup import relative
-from redirect.desired import Capture, Desired, Opening, Parent, Recognise, Skip
+from redirect.desired import Capture, Desired, Opening, Parent, Recognise, Rest, Skip
 from redirect.namespace import namespace_path
 
 HOST = ""
@@ -49,7 +49,8 @@ class Ports(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class Local:
     """An enrolled workload of this node. `serves` are its (address, port) pairs; `skip` and `opening` what of its
-    connections, and of those to it, is left alone; `open` and `open_ports` what passes while the agent is away."""
+    connections, and of those to it, is left alone; `open` and `open_ports` what passes while the agent is away;
+    `rest` what becomes of what is not TCP."""
 
     workload: str
     identity: str
@@ -61,6 +62,7 @@ class Local:
     opening: Opening = field(default_factory=Opening)
     open: bool = False
     open_ports: tuple[int, ...] = ()
+    rest: Rest = Rest.ALLOW
 
     @property
     def cgroup(self) -> str | None:
@@ -119,6 +121,7 @@ def enrol(view: MeshView) -> Enrolment:
             left_open,
             workload.spec.fail_mode is FailMode.OPEN,
             unattended(snapshot, workload),
+            rest(snapshot, workload),
         )
     return Enrolment(tuple(found.values()), tuple(problems))
 
@@ -188,6 +191,7 @@ def tables(
                 local.opening,
                 local.open,
                 local.open_ports,
+                rest=local.rest,
             )
             found.setdefault(local.place, []).append(capture)
     everywhere = replace(
@@ -232,6 +236,7 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
             recognise=after[c.workload].recognise,
             skip=after[c.workload].skip,
             opening=after[c.workload].opening,
+            rest=after[c.workload].rest,
             serves=tuple(s for s in c.serves if s in after[c.workload].serves),
         )
         for c in old.captures

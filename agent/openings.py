@@ -21,6 +21,13 @@ def skip(snapshot: Snapshot, workload: Workload) -> desired.Skip:
     return desired.Skip(found.ports, found.cidrs, found.uids)
 
 
+def rest(snapshot: Snapshot, workload: Workload) -> desired.Rest:
+    """What becomes of what the mesh does not carry of the workload: its own word, else that of the mesh."""
+    common = snapshot.mesh.spec.capture.unmeshed if snapshot.mesh else None
+    said = workload.spec.capture.unmeshed or common
+    return desired.Rest(said.value) if said else desired.Rest.ALLOW
+
+
 def opening(snapshot: Snapshot, workload: Workload) -> tuple[desired.Opening, tuple[str, ...]]:
     """What of the plaintext that arrives for the workload is not captured, and a problem for each port at which it is
     all the same."""

@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 import trio
 
+from agent import unmeshed
 from agent.activation import Activation
 from agent.admin import Admin, AdminError, admin_socket
 from agent.answers import Done
@@ -211,6 +212,7 @@ class Supervisor:
         nursery.start_soon(self.centre.run)
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(self._keep_time)
+        nursery.start_soon(unmeshed.summarise, self.capture.counters)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
         nursery.start_soon(self._report_preconditions)

@@ -181,6 +181,9 @@ class Topics:
                         count.skipped,
                         "open" if local.open else "closed",
                         count.passed,
+                        count.unmeshed,
+                        count.dns,
+                        count.blocked,
                     )
                 )
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
@@ -205,6 +208,7 @@ class Topics:
             captured={w: c.captured for w, c in counts.items()},
             bypassed={w: c.bypassed for w, c in counts.items()},
             passed={w: c.passed for w, c in counts.items() if c.passed},
+            unmeshed={w: {"allowed": c.unmeshed, "dns": c.dns, "blocked": c.blocked} for w, c in counts.items()},
             gauges={**gauges, "connections": len(live), "tunnels": len(tunnels)},
             log_dropped=self.log_dropped(),
             records_dropped=self.ledger.dropped,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from redirect.names import BYPASSED, CAPTURED, FROM, INTO, PASSED, SKIPPED
+from redirect.names import BLOCKED, BYPASSED, CAPTURED, DNS, FROM, INTO, PASSED, SKIPPED, UNMESHED, UNMESHED_OF
 from redirect.ruleset import Count
 
 Totals = Mapping[str, Mapping[str, Iterable[Count]]]
@@ -14,12 +14,17 @@ Totals = Mapping[str, Mapping[str, Iterable[Count]]]
 class Counts:
     """Of one workload since capture began. Connections: sent to the agent, and left in the kernel; `skipped` are those
     of the latter, in both directions, that a setting says to leave alone. `passed` are those, in
-    both directions, that would have been captured had the agent been there."""
+    both directions, that would have been captured had the agent been there.
+    Packets of protocols that the mesh does not carry: `unmeshed` ones left in clear, `dns` those of them that ask for
+    names, which are not counted twice, and `blocked` ones did not leave."""
 
     captured: int = 0
     bypassed: int = 0
     skipped: int = 0
     passed: int = 0
+    unmeshed: int = 0
+    dns: int = 0
+    blocked: int = 0
 
 
 def by_workload(totals: Totals) -> dict[str, Counts]:
@@ -33,5 +38,6 @@ def by_workload(totals: Totals) -> dict[str, Counts]:
         skipped = packets(FROM + name, SKIPPED) + packets(INTO + name, SKIPPED)
         bypassed = packets(FROM + name, BYPASSED) + skipped
         passed = packets(FROM + name, PASSED) + packets(INTO + name, PASSED)
-        found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped, passed)
+        rest = [packets(UNMESHED_OF + name, comment) for comment in (UNMESHED, DNS, BLOCKED)]
+        found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped, passed, *rest)
     return found

@@ -1,5 +1,6 @@
 """What is to be captured: the facts that the table depends on."""
 
+import enum
 from dataclasses import dataclass, field
 
 
@@ -55,13 +56,23 @@ class Opening:
     uids: tuple[int, ...] = ()
 
 
+class Rest(enum.Enum):
+    """What becomes of a workload's packets that the mesh does not carry: those of UDP and others that are not TCP. All
+    are counted. Names (UDP to port 53) still resolve with `block`, and with `block-all` they do not."""
+
+    ALLOW = "allow"
+    BLOCK = "block"
+    BLOCK_ALL = "block-all"
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
     """One enrolled local workload. `workload` is namespace/name; `port` is the outbound capture port kept for it;
     `serves` are the (address, port) pairs at which it accepts connections; `shares_address` says that its address is
     its node's, so that the same ports on the node's other addresses (loopback too) are its own as well. `skip` and
     `opening` say what is left alone out of it and into it. While the agent is away, an `open` one's connections pass as
-    if they were not captured, and so does plaintext that arrives for it at `open_ports`; anybody else's are refused."""
+    if they were not captured, and so does plaintext that arrives for it at `open_ports`; anybody else's are refused.
+    `rest` is about what is not TCP."""
 
     workload: str
     recognise: Recognise
@@ -72,6 +83,7 @@ class Capture:
     opening: Opening = Opening()
     open: bool = False
     open_ports: tuple[int, ...] = ()
+    rest: Rest = Rest.ALLOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,11 @@ CAPTURED, BYPASSED, SKIPPED, PASSED = "captured", "bypassed", "skipped", "passed
 """Comments of the rules whose counters are connections captured and let through; skipped: because a setting says so;
 passed: because the agent was away."""
 
+UNMESHED, UNMESHED_OF = "unmeshed", "unmeshed/"
+"""The chain that sees what is not TCP, and the beginning of the names of workloads' own: unmeshed/NAMESPACE/NAME."""
+DNS, BLOCKED = "dns", "blocked"
+"""Comments of the rules there whose counters are packets; UNMESHED is one as well."""
+
 MESH = {Key.ENDPOINT4: "mesh4", Key.ENDPOINT6: "mesh6"}
 SERVES = {Key.ENDPOINT4: "serves4", Key.ENDPOINT6: "serves6"}
 SPARED = {Key.ENDPOINT4: "spared4", Key.ENDPOINT6: "spared6"}

@@ -33,6 +33,7 @@ from redirect.ruleset import (
 )
 from redirect.skips import openings, skip_sets
 from redirect.unknown import parent_sets, unknown
+from redirect.unmeshed import unmeshed, unmeshed_maps
 
 
 def plan(desired: Desired, now: float = 0.0) -> Ruleset:
@@ -42,6 +43,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
     if doubled := sorted(port for port, times in ports.items() if times > 1):
         raise ValueError(f"capture port {doubled[0]} is kept for several workloads: the port is the identity")
     maps = dispatch_maps(desired.captures)
+    rest = unmeshed_maps(maps)
     resolver = (desired.resolver_port,) if desired.parents else ()
     return Ruleset(
         TABLE,
@@ -56,7 +58,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             *(each for capture in desired.captures for each in skip_sets(capture)),
             *parent_sets(desired.parents),
         ),
-        maps=maps,
+        maps=(*maps, *rest),
         chains=(
             inbound(desired),
             *(chain for capture in desired.captures for chain in openings(capture, desired.inbound_port)),
@@ -66,6 +68,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             *(unknown(port, desired.captures) for port in resolver),
             guard(desired),
             borrow(desired.marks),
+            *unmeshed(desired, rest),
         ),
     )
 

@@ -10,7 +10,9 @@ from redirect.ruleset import (
     L4PROTO,
     MARK,
     NFPROTO,
+    TCP,
     TCP_FLAGS,
+    UDP,
     Base,
     Code,
     Count,
@@ -32,7 +34,7 @@ from redirect.ruleset import (
 )
 
 _NAMES = {
-    L4PROTO: {6: "tcp"},
+    L4PROTO: {TCP: "tcp", UDP: "udp"},
     NFPROTO: {2: "ipv4", 10: "ipv6"},
     DADDR_TYPE: {2: "local"},
     CT_DIRECTION: {0: "original", 1: "reply"},
@@ -113,14 +115,19 @@ def render_rule(rule: Rule) -> str:
 
 
 def _merged(statements: Iterable[Statement]) -> Iterator[str]:
-    """Leaves out the protocol that a field of TCP implies."""
+    """Leaves out the protocol that a field of TCP or UDP implies."""
     rows = tuple(statements)
+    udp = Match(L4PROTO, UDP) in rows
     for here, after in zip(rows, (*rows[1:], None), strict=True):
-        if here == Match(L4PROTO, 6) and (
+        if here == Match(L4PROTO, TCP) and (
             isinstance(after, Member) or (isinstance(after, Match) and after.field == TCP_FLAGS)
         ):
             continue
-        yield render_statement(here)
+        if here == Match(L4PROTO, UDP) and isinstance(after, Member | Match):
+            continue
+        text = render_statement(here)
+        # Both have their ports in the same place, which is all that the kernel knows of a field.
+        yield text.replace("tcp dport", "udp dport") if udp else text
 
 
 def render_statement(statement: Statement) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
-TCP = 6
+TCP, UDP = 6, 17
 IPV4, IPV6 = 2, 10
 """Protocol families as `meta nfproto` has them (linux/netfilter.h)."""
 LOCAL = 2

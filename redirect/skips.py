@@ -81,19 +81,30 @@ def skips(capture: Capture) -> Iterator[Rule]:
     if capture.skip.ports:
         ports = Member((DPORT,), f"skip/{capture.workload}")
         yield rule(IS_TCP, ports, *then, comment=SKIPPED)
-    yield from _whose("skip", capture.workload, capture.skip, then)
+    yield from skips_by_address(capture, then, SKIPPED)
+
+
+def skips_by_address(capture: Capture, then: tuple[Statement, ...], comment: str) -> Iterator[Rule]:
+    """The rules for what is skipped by where it goes or by who sends it, of whatever protocol."""
+    yield from _whose("skip", capture.workload, capture.skip, then, comment)
 
 
 def _whose(
-    word: str, workload: str, skip: Skip | Opening, then: tuple[Statement, ...], *, source: bool = False
+    word: str,
+    workload: str,
+    skip: Skip | Opening,
+    then: tuple[Statement, ...],
+    comment: str = SKIPPED,
+    *,
+    source: bool = False,
 ) -> Iterator[Rule]:
     elements = network_elements(skip.networks)
     for key, family, destination, caller, version in _FAMILIES:
         if elements[key]:
             field: Field = caller if source else destination
-            yield rule(Match(NFPROTO, family), Member((field,), f"{word}{version}/{workload}"), *then, comment=SKIPPED)
+            yield rule(Match(NFPROTO, family), Member((field,), f"{word}{version}/{workload}"), *then, comment=comment)
     if skip.uids:
-        yield rule(Member((SKUID,), f"{word}-uids/{workload}"), *then, comment=SKIPPED)
+        yield rule(Member((SKUID,), f"{word}-uids/{workload}"), *then, comment=comment)
 
 
 def into(capture: Capture) -> Iterator[Rule]:

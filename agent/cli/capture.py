@@ -32,18 +32,23 @@ def status(output: str, path: Path | None) -> None:
     """Show who is captured, how each is recognised, and how many connections.
 
     CAPTURED were sent to the agent; BYPASSED went to no mesh address, or were
-    left alone because a setting says so: SKIPPED counts these.
+    left alone because a setting says so: SKIPPED counts these. UNMESHED are
+    packets that the mesh does not carry (UDP and whatever else is not TCP),
+    without questions for names, which `-o json` counts as `dns`.
 
     \b
     culvert capture status
     """
     answer = ask(path, "capture", CaptureAnswer)
     rows = [
-        (r.workload, r.recognised, r.place or "this machine", r.port, r.captured, r.bypassed, r.skipped)
+        (
+            *(r.workload, r.recognised, r.port, r.captured, r.bypassed, r.skipped),
+            f"{r.unmeshed}, {r.blocked} blocked" if r.blocked else r.unmeshed,
+        )
         for r in answer.rows
     ]
     empty = "nobody is captured" if answer.on else "capture is switched off; switch it on with `culvert capture on`"
-    columns = ["workload", "recognised by", "where", "port", "captured", "bypassed", "skipped"]
+    columns = ["workload", "recognised by", "port", "captured", "bypassed", "skipped", "unmeshed"]
     show(output, answer, columns, rows, empty)
     if output == "table":
         for row in answer.rows:

@@ -103,12 +103,13 @@ class TcpCounts:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What else a scrape shows. `expiry` is unix time by identity; `captured`, `bypassed` and `passed` are connections
-    by workload."""
+    by workload, `unmeshed` packets by workload and what became of them."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
     captured: Mapping[str, int] = field(default_factory=dict)
     bypassed: Mapping[str, int] = field(default_factory=dict)
     passed: Mapping[str, int] = field(default_factory=dict)
+    unmeshed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     log_dropped: int = 0
     records_dropped: int = 0
@@ -167,6 +168,15 @@ def _own(facts: Facts) -> Iterable["Metric"]:
         for workload, count in sorted(by_workload.items()):
             metric.add_metric([workload], count)
         yield metric
+    packets = CounterMetricFamily(
+        "culvert_unmeshed_packets",
+        "Packets of workloads that are not TCP, so that the mesh does not carry them.",
+        labels=["workload", "fate"],
+    )
+    for workload, fates in sorted(facts.unmeshed.items()):
+        for fate, count in fates.items():
+            packets.add_metric([workload, fate], count)
+    yield packets
     for name, text, total in (
         ("culvert_access_log_dropped", "Access log lines lost: the log's sink was blocked.", facts.log_dropped),
         ("culvert_connection_records_dropped", "Records of closed connections lost by workers.", facts.records_dropped),

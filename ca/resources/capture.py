@@ -72,9 +72,24 @@ class FailMode(enum.Enum):
     OPEN = "open"
 
 
+class Unmeshed(enum.Enum):
+    """What becomes of a workload's packets that the mesh does not carry: UDP and whatever else is not TCP (ICMP apart).
+    They are counted in any case.
+
+    allow      they go as they always did, in clear
+    block      they are dropped, but for questions for names (UDP to port 53) and for what `out.skip` names
+    block-all  so are questions for names, unless `out.skip` names them
+    """
+
+    ALLOW = "allow"
+    BLOCK = "block"
+    BLOCK_ALL = "block-all"
+
+
 class CaptureSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """`out` is about connections that a workload makes, `in` about those that arrive for it. What the Mesh says holds
-    for every workload, and what a Workload says holds besides."""
+    for every workload, and what a Workload says holds besides; only of `unmeshed` it holds instead."""
 
     out: Flow = Flow()
     in_: Flow = msgspec.field(default=Flow(), name="in")
+    unmeshed: Unmeshed | None = None

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from agent.enrolment import enrol
-from agent.openings import closed_because, opening, skip, unattended
+from agent.openings import closed_because, opening, rest, skip, unattended
 from agent.policy import Facts, compile_policies
 from agent.snapshot import Snapshot
-from ca.resources.capture import CaptureSettings, FailMode, Flow
+from ca.resources.capture import CaptureSettings, FailMode, Flow, Unmeshed
 from ca.resources.capture import Skip as Said
 from ca.resources.mesh import Mesh, MeshSpec, Mode
 from ca.resources.metadata import Metadata
@@ -25,7 +25,7 @@ from ca.resources.policy import (
     To,
 )
 from ca.resources.workload import Match, Workload, WorkloadSpec
-from redirect.desired import Opening, Skip
+from redirect.desired import Opening, Rest, Skip
 from tests.agent.test_policy import ADDRESSES, CASES, view
 from tests.agent.views import view as mesh_view
 
@@ -89,6 +89,21 @@ def test_mesh_and_workload_add_up() -> None:
     assert skip(snapshot, db) == Skip((1, 2), ("10.0.0.0/8",), (990,))
     assert opening(snapshot, db) == (Opening((9090,), (80,), ("192.0.2.0/24",), (0,)), ())
     assert opening(*_snapshot(CaptureSettings(), CaptureSettings())) == (Opening(), ())
+
+
+@pytest.mark.parametrize(
+    ("own", "common", "expected"),
+    [
+        (None, None, Rest.ALLOW),
+        (None, Unmeshed.BLOCK, Rest.BLOCK),
+        (Unmeshed.ALLOW, Unmeshed.BLOCK, Rest.ALLOW),
+        (Unmeshed.BLOCK_ALL, None, Rest.BLOCK_ALL),
+    ],
+)
+def test_of_the_rest_the_workload_has_the_last_word(
+    own: Unmeshed | None, common: Unmeshed | None, expected: Rest
+) -> None:
+    assert rest(*_snapshot(CaptureSettings(unmeshed=own), CaptureSettings(unmeshed=common))) is expected
 
 
 def test_a_port_that_is_closed_is_closed_to_all_who_would_be_let_past() -> None:

@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
-from redirect.desired import Capture, Desired, Marks, Opening, Parent, Recognise, Skip
+from redirect.desired import Capture, Desired, Marks, Opening, Parent, Recognise, Rest, Skip
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)
@@ -36,6 +36,7 @@ _captures = st.builds(
     shares_address=st.booleans(),
     open=st.booleans(),
     open_ports=st.lists(ports, max_size=2).map(tuple),
+    rest=st.sampled_from(Rest),
     skip=st.builds(Skip, _some_ports, _some_networks, _some_uids),
     opening=st.just(Opening()) | st.builds(Opening, _some_ports, _some_ports, _some_networks, _some_uids),
 )

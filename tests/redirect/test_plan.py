@@ -64,7 +64,8 @@ def test_the_most_specific_comes_first() -> None:
         Capture("a/rest", Recognise(everything=True), 5),
     )
     ruleset = plan(Desired(captures))
-    assert [m.name for m in ruleset.maps] == ["by-cgroup-12", "by-cgroup-1", "by-address4", "by-address6", "by-uid"]
+    names = ["by-cgroup-12", "by-cgroup-1", "by-address4", "by-address6", "by-uid"]
+    assert [m.name for m in ruleset.maps] == [*names, *(f"unmeshed-{name}" for name in names)]
     (out,) = (chain for chain in ruleset.chains if chain.name == "out")
     assert out.rules[-2].statements == (Verdict(Code.GOTO, "from/a/rest"),)
 

@@ -227,11 +227,15 @@ def test_tunnels(culvert):
 
 
 def test_capture(culvert):
-    rows = [CaptureRow("shop/web", "uid 1000", "", 15100, 4, 2)]
+    rows = [
+        CaptureRow("shop/web", "uid 1000", "", 15100, 4, 2, 1),
+        CaptureRow("shop/db", "netns db", "/run/netns/db", 15001, unmeshed=3, blocked=2),
+    ]
     done = culvert("capture status", capture=CaptureAnswer(True, rows))
     assert done.stdout.splitlines() == [
-        "WORKLOAD  RECOGNISED BY  WHERE         PORT   CAPTURED  BYPASSED",
-        "shop/web  uid 1000       this machine  15100  4         2",
+        "WORKLOAD  RECOGNISED BY  PORT   CAPTURED  BYPASSED  SKIPPED  UNMESHED",
+        "shop/web  uid 1000       15100  4         2         1        0",
+        "shop/db   netns db       15001  0         0         0        3, 2 blocked",
     ]
     off = culvert("capture status", capture=CaptureAnswer(False))
     assert "capture is switched off" in off.stderr

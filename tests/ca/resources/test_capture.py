@@ -1,6 +1,6 @@
 import pytest
 
-from ca.resources.capture import CaptureSettings, FailMode, Flow, Opaque, Skip
+from ca.resources.capture import CaptureSettings, FailMode, Flow, Opaque, Skip, Unmeshed
 from ca.resources.documents import DocumentError, read, to_yaml
 from ca.resources.kinds import decode, encode
 from ca.resources.mesh import Mesh
@@ -20,10 +20,12 @@ spec:
     in:
       skip: {ports: [9090]}
       opaque: {cidrs: [192.0.2.0/24]}
+    unmeshed: block
 """
 SETTINGS = CaptureSettings(
     Flow(Skip((3306,), ("10.9.0.0/16", "fd00::1"), (990,)), Opaque((5432,))),
     Flow(Skip((9090,)), Opaque(cidrs=("192.0.2.0/24",))),
+    Unmeshed.BLOCK,
 )
 
 
@@ -61,6 +63,7 @@ def test_nothing_is_said_of_what_is_as_usual() -> None:
         ("uids: [990]", "uids: [root]", "spec.capture.out.skip.uids[0]: expected a number"),
         ("uids: [990]", "users: [990]", "spec.capture.out.skip.users: no such field"),
         ("skip: {ports: [9090]}", "skip: {ports: [9091]}", "capture.in.skip.ports has 9091, which is none of ports"),
+        ("unmeshed: block", "unmeshed: deny", "spec.capture.unmeshed: 'deny' is no choice"),
         ("opaque: {ports: [5432]}", "opaque: {uids: [1]}", "spec.capture.out.opaque.uids: no such field"),
     ],
 )
