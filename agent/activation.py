@@ -5,16 +5,19 @@ the order that `enrolment` describes. So nothing depends on the order of news, a
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import structlog
 import trio
 
 from agent.capture import Capture
 from agent.cgroups import Cgroups, Located
-from agent.enrolment import Enrolment, Ports, admitted, allot, enrol, release, signs, tables
+from agent.enrolment import HOST, Enrolment, Local, Ports, admitted, allot, enrol, release, signs, tables
+from agent.exempt import RESOLVE, Exemptions
 from agent.files import StateError
 from agent.renewal import Renewal
 from agent.state import State
+from agent.switch import Switch
 from agent.view import Change, MeshView
 from agent.workers import Workers
 from redirect.desired import Desired, Parent
@@ -47,16 +50,18 @@ class Activation:
         base: Desired,
         wall: Callable[[], float],
         reported: Callable[[], None],
+        exempt: Exemptions,
     ) -> None:
         self.view = view
         self.enrolment = Enrolment()
         self.active = 0
         self.problems: tuple[str, ...] = ()
         self.ports = state.ports()
-        self.off = state.capture_off()
+        self.switched = Switch(state)
+        self.exempt = exempt
         self.captured: frozenset[str] = frozenset()
         self._state, self._workers, self._capture, self._renewal = state, workers, capture, renewal
-        self._pool, self._base, self._wall, self._reported = pool, base, wall, reported
+        self._pool, self.base, self._wall, self._reported = pool, base, wall, reported
         self._changes: list[Change] = []
         self._cgroups: Located = {}
         self._parents: tuple[Parent, ...] = ()
@@ -66,6 +71,11 @@ class Activation:
         self._stored = state.leaves()
         self.first = trio.Event()
         """Set when a view has been acted on for the first time."""
+
+    @property
+    def off(self) -> bool:
+        """Whether the operator has switched capture off."""
+        return self.switched.off
 
     def close(self) -> None:
         """When nothing runs any more."""
@@ -85,6 +95,9 @@ class Activation:
         """Until cancelled; rules stay as they are then."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
+            nursery.start_soon(self._roll_back)
+            if self.exempt.named:
+                nursery.start_soon(self._resolve)
             await self._repeat()
 
     async def _repeat(self) -> None:
@@ -106,14 +119,67 @@ class Activation:
     async def switch(self, off: bool) -> None:
         """Switch capture off or on, and remember it; returns when it is so."""
         async with self._passing:
-            self.off = off
-            await trio.to_thread.run_sync(self._state.set_capture_off, off)
+            await trio.to_thread.run_sync(self.switched.turn, off)
         await self.once()
+
+    async def attempt(self, seconds: float) -> None:
+        """Capture for so long, and no longer unless it is switched on meanwhile; returns when it is so. StateError."""
+        async with self._passing:
+            await trio.to_thread.run_sync(self.switched.attempt, seconds)
+            self.switched.news()
+        await self.once()
+
+    async def _roll_back(self) -> None:
+        """The kernel has ended the trial; tidy up after it."""
+        while True:
+            await self.switched.over()
+            async with self._passing:
+                if self.switched.until is None or self.switched.left:
+                    continue
+                await trio.to_thread.run_sync(self.switched.end)
+            log.warning("capture-rolled-back", why="it was not confirmed in time; `culvert capture apply` tries again")
+            self.poke()
+
+    async def _resolve(self) -> None:
+        """Follow the centre's name."""
+        while True:
+            await trio.to_thread.run_sync(self.exempt.resolve, abandon_on_cancel=True)
+            await trio.sleep(RESOLVE)
+
+    async def intended(self) -> dict[str, Desired]:
+        """The tables that there would be with capture switched on. Changes nothing."""
+        async with self._passing:
+            wanted = admitted(enrol(self.view), self.ports, self._renewal.schedule.certified(self._wall()))
+            ports, _ = allot(self.ports, wanted, self._pool)
+            cgroups, parents, _ = await self._standing(wanted)
+            return (await self._tables(self.view, wanted, ports, cgroups, parents))[0]
+
+    async def _standing(self, wanted: Sequence[Local]) -> tuple[Located, tuple[Parent, ...], list[str]]:
+        """Where the cgroups of these workloads are, those above them, and what stands against some."""
+        cgroups, strange = await self._located([w.cgroup for w in wanted if w.cgroup])
+        return cgroups, await trio.to_thread.run_sync(self._watched.parents, cgroups), strange
+
+    async def _tables(
+        self, view: MeshView, wanted: Sequence[Local], ports: Ports, cgroups: Located, parents: tuple[Parent, ...]
+    ) -> tuple[dict[str, Desired], list[str]]:
+        """The table of each place for these workloads, and a sentence for each port of theirs that is exempt."""
+        exempt = await trio.to_thread.run_sync(self.exempt.look)
+        strange = [
+            f"workload {w.workload}: port {port} of {address} is never captured (`culvert capture plan` says why)"
+            for w in wanted
+            for address, port in w.serves
+            if w.place == HOST and exempt.holds(address, port)
+        ]
+        base = replace(self.base, login_ports=exempt.ports, spared=exempt.pairs, until=self.switched.until)
+        desired = tables(view, wanted, ports, cgroups, base, parents)
+        # Who logs in to a workload's own namespace does not log in to this machine.
+        inside = {p: replace(d, login_ports=frozenset()) for p, d in desired.items() if p != HOST}
+        return {**desired, **inside}, strange
 
     async def leave(self) -> None:
         """Remove every table, for good; nothing is captured after this."""
         async with self._passing:
-            self.off = True
+            self.switched.off = True
             await self._capture.remove(self.ports.namespaces.values())
             self.captured = frozenset()
 
@@ -128,9 +194,9 @@ class Activation:
         wanted = () if self.off else admitted(enrolment, before, self._renewal.schedule.certified(self._wall()))
         ports, lacking = allot(before, wanted, self._pool)
         faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
-        self._cgroups, strange = await self._located([w.cgroup for w in wanted if w.cgroup])
-        self._parents = await trio.to_thread.run_sync(self._watched.parents, self._cgroups)
-        desired = tables(view, wanted, ports, self._cgroups, self._base, self._parents)
+        self._cgroups, self._parents, strange = await self._standing(wanted)
+        desired, exempt = await self._tables(view, wanted, ports, self._cgroups, self._parents)
+        strange += exempt
         self._workers.recognise(signs(wanted, self._watched.root))
 
         if self.off:
@@ -201,7 +267,7 @@ class Activation:
             with trio.move_on_after(LOOK):
                 await self._again.wait()
                 return
-            if await self._cgroups_moved() or await self._capture.moved():
+            if await self._cgroups_moved() or await self._capture.moved() or await self._logins_moved():
                 return
             await self._meet()
 
@@ -221,6 +287,10 @@ class Activation:
             self._parents = parents
             if not await self._capture.know(parents):
                 self.poke()
+
+    async def _logins_moved(self) -> bool:
+        known = self.exempt.found
+        return await trio.to_thread.run_sync(self.exempt.look) != known
 
     async def _cgroups_moved(self) -> bool:
         known = self._cgroups

@@ -1,7 +1,7 @@
 """The admin socket: what the node's own commands ask, over HTTP/1.1 with JSON on a Unix socket for root.
 
     GET  /v1/status /v1/workloads /v1/discovered /v1/certificates /v1/connections /v1/tunnels /v1/capture
-    POST /v1/capture/on /v1/capture/off /v1/leave /v1/drain
+    POST /v1/capture/on /v1/capture/off /v1/capture/apply /v1/capture/confirm /v1/leave /v1/drain
 
 The GET topics answer the centre's questions as well.
 """
@@ -29,6 +29,8 @@ MOST = 32
 _JSON = (("Content-Type", "application/json"),)
 
 Topic = Callable[[], Awaitable[msgspec.Struct]]
+Order = Callable[[bytes], Awaitable[msgspec.Struct]]
+"""From a body, which may be anything: msgspec.MsgspecError."""
 
 
 class AdminError(Exception):
@@ -36,11 +38,15 @@ class AdminError(Exception):
 
 
 class Admin:
-    """Answers `topics` (name -> answer) with GET and carries `commands` out with POST."""
+    """Answers `topics` (name -> answer) with GET and carries `commands` out with POST; `orders` are commands that need
+    to be told more, as JSON."""
 
-    def __init__(self, topics: Mapping[str, Topic], commands: Mapping[str, Topic]) -> None:
+    def __init__(
+        self, topics: Mapping[str, Topic], commands: Mapping[str, Topic], orders: Mapping[str, Order] | None = None
+    ) -> None:
         self._topics = topics
         self._commands = commands
+        self._orders = orders or {}
 
     async def answer(self, topic: str) -> bytes:
         """A topic's answer as JSON; KeyError names those there are."""
@@ -57,7 +63,14 @@ class Admin:
                 return Response(200, msgspec.json.encode(await table[name]()), _JSON)
             except StateError as error:
                 return _problem(503, str(error))
-        everything = [f"/v1/{n}" for n in (*self._topics, *self._commands)]
+        if request.method == "POST" and prefix == "v1" and name in self._orders:
+            try:
+                return Response(200, msgspec.json.encode(await self._orders[name](request.body)), _JSON)
+            except msgspec.MsgspecError as error:
+                return _problem(400, f"{request.path}: {error}")
+            except StateError as error:
+                return _problem(503, str(error))
+        everything = [f"/v1/{n}" for n in (*self._topics, *self._commands, *self._orders)]
         if request.path in everything:
             return _problem(405, f"{request.path} is not called with {request.method}")
         return _problem(404, f"there is no {request.path[:100]}{did_you_mean(request.path[:100], everything)}")

@@ -26,23 +26,40 @@ class CaptureRow(msgspec.Struct, frozen=True):
 
 
 class CaptureAnswer(msgspec.Struct, frozen=True):
-    """`on` is the operator's switch. `places` has (place, mesh addresses) for each namespace with a table of ours."""
+    """`on` is the operator's switch, `trial` how many seconds it stays on unless confirmed (0: for good). `places` has
+    (place, mesh addresses) for each namespace with a table of ours."""
 
     on: bool
     rows: list[CaptureRow] = []
     places: list[tuple[str, int]] = []
     problems: list[str] = []
+    trial: float = 0.0
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """The table of one place, in nft's language; empty `place`: the machine itself."""
+    """The table wanted in one place, in nft's language; empty `place`: the machine itself. `difference` has the lines
+    of it that the kernel lacks (+) and those it has instead (-), `words` what that means."""
 
     place: str
     text: str
+    difference: str = ""
+    words: list[str] = []
 
 
 class PlanAnswer(msgspec.Struct, frozen=True):
+    """What there would be with capture on. `never` says what is left alone in any case, and why."""
+
     tables: list[Rules]
+    on: bool = True
+    never: list[str] = []
+
+
+class TrialRequest(msgspec.Struct, frozen=True):
+    """Capture for so many seconds, then no longer unless confirmed; 0: for good. `login` is the (address, port) of this
+    machine that the operator came in through, if it is known."""
+
+    seconds: float
+    login: tuple[str, int] | None = None
 
 
 class WorkloadRow(msgspec.Struct, frozen=True):

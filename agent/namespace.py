@@ -17,9 +17,10 @@ from agent.messages import Role
 from redirect.counts import Counts
 from redirect.desired import Desired, Marks
 from redirect.kernel import Kernel
-from redirect.namespace import in_namespace
+from redirect.namespace import NamespaceError, in_namespace
 from redirect.netlink import CaptureError
 from redirect.origdst import listener
+from redirect.ruleset import Ruleset
 from redirect.watch import Watch
 
 OWN = "/proc/self/ns/net"
@@ -176,6 +177,18 @@ def remove_table(place: str, marks: Marks) -> None:
     kernel = Kernel(place or None)
     try:
         kernel.remove(marks)
+    finally:
+        kernel.close()
+
+
+def held_table(place: str) -> Ruleset | None:
+    """Our table as the kernel has it in the namespace at `place`; None without one, or without the namespace."""
+    try:
+        kernel = Kernel(place or None)
+    except (NamespaceError, OSError):
+        return None
+    try:
+        return kernel.held()
     finally:
         kernel.close()
 

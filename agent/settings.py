@@ -12,7 +12,7 @@ import msgspec
 
 from ca.duration import Duration
 from ca.resources.workload import NEVER_CAPTURED, Port
-from ca.settings import Loaded, Seconds, load
+from ca.settings import HEX, Loaded, Seconds, load
 from redirect.desired import Marks
 
 FILE = Path("/etc/culvert/agent.toml")
@@ -25,12 +25,21 @@ def _doc(text: str) -> msgspec.Meta:
     return msgspec.Meta(description=text)
 
 
-class MarkSettings(msgspec.Struct, frozen=True):
-    """Packet marks and the routing table of spoofed sources; change them only if something else uses these."""
+_MARK = msgspec.Meta(ge=1, le=2**32 - 1, extra=HEX)
 
-    agent: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1), _doc("On every packet the agent sends.")] = _MARKS.agent
-    spoof: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1), _doc("On those from a foreign source.")] = _MARKS.spoof
-    mask: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1), _doc("The bits that are ours.")] = _MARKS.mask
+
+class MarkSettings(msgspec.Struct, frozen=True):
+    """The numbers shared with everybody else's rules; change them only if something else uses these."""
+
+    agent: Annotated[int, _MARK, _doc("On every packet the agent sends.")] = _MARKS.agent
+    spoof: Annotated[int, _MARK, _doc("On those from a foreign source.")] = _MARKS.spoof
+    mask: Annotated[int, _MARK, _doc("The bits that are ours.")] = _MARKS.mask
+    rule_priority: Annotated[int, msgspec.Meta(ge=1, le=32765), _doc("Of the routing rules for spoofed sources.")] = (
+        _MARKS.rule_priority
+    )
+    nat_priority: Annotated[
+        int, msgspec.Meta(ge=-149, le=-1), _doc("Of the chains that redirect; container engines have -100.")
+    ] = _MARKS.nat_priority
     route_table: Annotated[int, msgspec.Meta(ge=256, le=2**32 - 1), _doc("Table for answers to spoofed ones.")] = (
         _MARKS.route_table
     )
@@ -60,6 +69,9 @@ class AgentSettings(msgspec.Struct, frozen=True):
     capture_ports: Annotated[str, _doc("Loopback ports for captured connections, one a workload.")] = "15100-15999"
     metrics: Annotated[str, _doc("IP:PORT for Prometheus; empty: none.")] = "127.0.0.1:15020"
     readiness: Annotated[str, _doc("IP:PORT for readiness checks; empty: none.")] = "127.0.0.1:15021"
+    login_ports: Annotated[
+        tuple[Port, ...], _doc("Ports of this machine where people log in, besides 22 and those of sshd.")
+    ] = ()
     access_log: Annotated[str, _doc("File for one line a connection; '-': stdout, empty: none.")] = "-"
     log_level: Annotated[str, _doc("debug, info, warning or error.")] = "info"
     overtime: Annotated[Seconds, _doc("How long connections may outlive the certificates of their tunnel.")] = Duration(
@@ -74,6 +86,9 @@ class AgentSettings(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         self.port_range()
+        marks = self.marks
+        if not (marks.agent ^ marks.spoof) & marks.mask:
+            raise ValueError("marks.agent and marks.spoof are the same under marks.mask: each tells its packets apart")
         for name in ("metrics", "readiness"):
             if value := getattr(self, name):
                 endpoint(value, name)
@@ -96,7 +111,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     def packet_marks(self) -> Marks:
         """The marks in the words of `redirect`."""
         m = self.marks
-        return Marks(m.agent, m.spoof, m.mask, m.route_table)
+        return Marks(m.agent, m.spoof, m.mask, m.route_table, m.rule_priority, m.nat_priority)
 
     def port_range(self) -> range:
         """The capture ports; ValueError if they cannot be used."""

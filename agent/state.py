@@ -7,7 +7,8 @@
     ports.json        capture ports by workload, and the namespaces that hold a table of ours
     leaves/*.pem      key and chain of each local identity
     told.json         connections that passed while we were away, as far as they were reported
-    capture-off       there while the operator has switched capture off
+    capture-off       there while the operator has switched capture off, or tries it
+    capture-trial     until when it is tried
 
 node.pem and leaves are sealed where the operator gave a secret (see seal).
 
@@ -35,6 +36,13 @@ class Membership(msgspec.Struct, frozen=True):
     node: str
     trust_domain: str
     centre: str
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """Capture is tried until `until`, in seconds since the boot `boot`."""
+
+    boot: str
+    until: float
 
 
 class State:
@@ -148,6 +156,17 @@ class State:
             self._files.write("capture-off", b"")
         else:
             self._files.remove("capture-off")
+
+    def attempt(self) -> Attempt | None:
+        """The trial that was begun and not confirmed, over or not."""
+        return self._files.read("capture-trial", lambda b: msgspec.json.decode(b, type=Attempt))
+
+    def save_attempt(self, attempt: Attempt | None) -> None:
+        """Begin or end it."""
+        if attempt:
+            self._files.write("capture-trial", msgspec.json.encode(attempt))
+        else:
+            self._files.remove("capture-trial")
 
     def forget_all(self) -> None:
         """Leave the mesh: every key and all that was known."""

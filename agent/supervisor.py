@@ -12,13 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
+import msgspec
 import structlog
 import trio
 
 from agent import unmeshed
 from agent.activation import Activation
 from agent.admin import Admin, AdminError, admin_socket
-from agent.answers import Done
+from agent.answers import Done, TrialRequest
 from agent.base import INBOUND_PORT, base
 from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
@@ -27,6 +28,7 @@ from agent.checks.look import Node, look
 from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.discovery.wanted import sources
+from agent.exempt import Exemptions
 from agent.files import StateError
 from agent.leaf import Leaf, read_leaf, request
 from agent.renewal import IssueError, Renewal
@@ -111,6 +113,7 @@ class Supervisor:
         self.capture = Capture(
             self.workers, marks, left, INBOUND_PORT, lambda: self.activation.poke(), settings.worker_count
         )
+        self._exemptions = Exemptions(self._address, settings.login_ports)
         self.activation = Activation(
             view,
             self.state,
@@ -121,6 +124,7 @@ class Supervisor:
             base(settings, account[0]),
             time.time,
             self._reported,
+            self._exemptions,
         )
         self.centre = Centre(
             self._client,
@@ -161,7 +165,14 @@ class Supervisor:
         )
         self.admin = Admin(
             {**self.topics.all(), "check": self._check},
-            {"capture/on": self._on, "capture/off": self._off, "leave": self._leave, "drain": self._drain},
+            {
+                "capture/on": self._on,
+                "capture/confirm": self._confirm,
+                "capture/off": self._off,
+                "leave": self._leave,
+                "drain": self._drain,
+            },
+            {"capture/apply": self._apply},
         )
         self._stop, self._ended = trio.Event(), trio.Event()
         self._drain_seconds = float(settings.drain)
@@ -400,6 +411,30 @@ class Supervisor:
     async def _off(self) -> Done:
         await self.activation.switch(off=True)
         return Done("capture is off and stays off, also after a restart; switch it on with `culvert capture on`")
+
+    async def _apply(self, body: bytes) -> Done:
+        """On, for good or for a trial."""
+        wanted = msgspec.json.decode(body, type=TrialRequest)
+        if wanted.login:
+            self._exemptions.came_in(*wanted.login)
+        if not self.activation.off:
+            await self.activation.once()
+            left = self.activation.switched.left
+            return Done(f"capture is being tried already, for {left:.0f} s more" if left else "capture is on already")
+        if not wanted.seconds:
+            return await self._on()
+        await self.activation.attempt(wanted.seconds)
+        return Done(
+            f"capture is on for {wanted.seconds:g} s: {len(self.activation.captured)} workloads are captured. If all "
+            "is well, say `culvert capture confirm`; otherwise do nothing, and it goes by itself"
+        )
+
+    async def _confirm(self) -> Done:
+        if self.activation.off:
+            return Done("there is nothing to confirm: capture is off; try again with `culvert capture apply`")
+        if self.activation.switched.until is None:
+            return Done("there is nothing to confirm: capture is on")
+        return await self._on()
 
     async def _leave(self) -> Done:
         await self.activation.leave()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
+import trio
 
 from agent.activation import Activation
 from agent.answers import (
@@ -28,6 +29,7 @@ from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.enrolment import HOST, NAMESPACED_PORT, Local
 from agent.leaf import Leaf
+from agent.namespace import held_table
 from agent.renewal import Renewal
 from agent.state import Membership
 from agent.telemetry.ledger import Ledger
@@ -35,6 +37,8 @@ from agent.telemetry.metrics import Facts, exposition
 from agent.workers import Workers
 from ca.resources.workload import Match
 from redirect.counts import Counts
+from redirect.desired import Desired
+from redirect.difference import as_text, in_words
 from redirect.plan import plan
 from redirect.render import render
 
@@ -188,13 +192,25 @@ class Topics:
                 )
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
         problems = [text for texts in self.capture.problems.values() for text in texts]
-        return CaptureAnswer(not self.activation.off, rows, places, problems)
+        return CaptureAnswer(not self.activation.off, rows, places, problems, self.activation.switched.left)
 
     async def plan(self) -> PlanAnswer:
-        """The rules in force, as nft would print them."""
-        return PlanAnswer(
-            [Rules(place, render(plan(table))) for place, table in sorted(self.capture.applied().items())]
-        )
+        """The rules that there should be with capture on, and how the kernel's differ."""
+        desired = await self.activation.intended()
+        tables = await trio.to_thread.run_sync(self._compared, desired)
+        never = ", ".join(str(port) for port in sorted(self.activation.base.never))
+        words = [f"ports {never}: SSH and Culvert's own", *self.activation.exempt.found.words]
+        return PlanAnswer(tables, not self.activation.off, words)
+
+    def _compared(self, desired: Mapping[str, Desired]) -> list[Rules]:
+        """Blocking: asks the kernel in each place."""
+        rows = []
+        for place in sorted({*desired, *self.capture.applied()}):
+            table = desired.get(place)
+            held = held_table(place)
+            text = render(plan(table)) if table else ""
+            rows.append(Rules(place, text, as_text(held, table), in_words(held, table)))
+        return rows
 
     async def metrics(self) -> tuple[int, str, bytes]:
         """The page for Prometheus."""

@@ -22,6 +22,9 @@ from ca.hints import did_you_mean
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+HEX = {"base": 16}
+"""In the Meta of a number that people read so; in the environment it may be written so as well."""
+
 Seconds = Annotated[Duration, msgspec.Meta(extra={"unit": "time"})]
 
 
@@ -53,7 +56,10 @@ class Loaded(Generic[S]):
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(key, value as it would be written, origin) of every setting, in the order described."""
-        return [(s.key, written(get(self.settings, s.key)), self.origins[s.key]) for s in describe(type(self.settings))]
+        return [
+            (s.key, written(get(self.settings, s.key), hexadecimal(s.type)), self.origins[s.key])
+            for s in describe(type(self.settings))
+        ]
 
 
 def describe(program: type[msgspec.Struct], prefix: str = "CULVERT_") -> list[Setting]:
@@ -84,6 +90,8 @@ def load(
     def take(key: str, raw: object, origin: str, place: str, strict: bool) -> None:
         setting = known[key]
         try:
+            if isinstance(raw, str) and hexadecimal(setting.type):
+                raw = _number(raw)
             values[key] = msgspec.convert(raw, setting.type, strict=strict, dec_hook=_decode)
             origins[key] = origin
         except (msgspec.ValidationError, ValueError) as e:
@@ -126,8 +134,16 @@ def get(settings: msgspec.Struct, key: str) -> Any:
     return value
 
 
-def written(value: object) -> str:
+def hexadecimal(annotation: Any) -> bool:
+    """Whether people read numbers of this type to the base of 16."""
+    metas = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
+    return any(isinstance(m, msgspec.Meta) and m.extra == HEX for m in metas)
+
+
+def written(value: object, in_hex: bool = False) -> str:
     """A value as the file would have it."""
+    if in_hex and isinstance(value, int):
+        return f"{value:#010x}"
     if isinstance(value, Duration):
         return f'"{value}"'
     return msgspec.json.encode(value, enc_hook=str).decode()
@@ -231,6 +247,13 @@ def _decode(wanted: type, value: object) -> object:
     if wanted is Path and isinstance(value, str | Path):
         return Path(value)
     raise ValueError(f"expected {wanted.__name__}")
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ValueError("expected a number, as in 0x2a or 42") from None
 
 
 def _shown(raw: object) -> str:

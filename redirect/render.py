@@ -147,7 +147,7 @@ def render_statement(statement: Statement) -> str:
         case Dispatch(field, name):
             return f"{field.text} vmap @{name}"
         case Verdict(code, chain):
-            verb = code.name.lower() if isinstance(code, Code) else f"verdict {code}"
+            verb = Code(code).name.lower() if code in tuple(Code) else f"verdict {code}"
             return f"{verb} {chain}".rstrip()
         case Count():
             return "counter"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.checks import Finding, clocks, kernel, rights, room
-from agent.checks.owners import owners
 from agent.leaf import Leaf
+from agent.owners import owners
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from ca.endpoint import split
 from redirect.cgroup import mount_point

@@ -1,15 +1,21 @@
 """culvert capture: what the kernel sends to the agent."""
 
 import os
+import textwrap
 from pathlib import Path
 
 import click
 
-from agent.answers import CaptureAnswer, PlanAnswer
+from agent.answers import CaptureAnswer, PlanAnswer, TrialRequest
 from agent.cli.local import NoAgent, ask, socket_option, tell
 from agent.cli.output import Refused, note, output_option, show
+from agent.exempt import logged_in_remotely
 from agent.settings import AgentSettings, load_settings
+from ca.duration import Duration
 from ca.settings import SettingsError
+
+SHORTEST, LONGEST = 5.0, 86400.0
+"""Seconds of a trial: time to say `confirm`, and a day."""
 
 
 @click.group()
@@ -21,6 +27,8 @@ def capture() -> None:
 
     \b
     culvert capture status
+    culvert capture plan
+    culvert capture apply --confirm 60s
     culvert capture off
     """
 
@@ -54,27 +62,99 @@ def status(output: str, path: Path | None) -> None:
         for row in answer.rows:
             if row.fail_mode == "open":
                 note(f"{row.workload} fails open: {row.passed} connections passed while the agent was away")
+        if answer.trial:
+            note(f"tried for {answer.trial:.0f} s more; keep it with `culvert capture confirm`")
         for problem in answer.problems:
             note(f"problem: {problem}")
 
 
 @capture.command(name="plan")
+@click.option("--full", is_flag=True, help="Print all the rules instead.")
 @output_option("table", "json")
 @socket_option
-def plan_(output: str, path: Path | None) -> None:
-    """Print the rules in force, in nft's language.
+def plan_(full: bool, output: str, path: Path | None) -> None:
+    """Print what would change in the kernel, in words and in nft's language.
+
+    Lines with + come, lines with - go. While capture is off, this is what
+    switching it on would do.
 
     \b
     culvert capture plan
+    culvert capture plan --full
     """
     answer = ask(path, "plan", PlanAnswer)
     if output == "json":
         show(output, answer, [], [])
-        return
-    for rules in answer.tables:
-        click.echo(f"# {rules.place or 'this machine'}\n{rules.text}")
+    elif full:
+        for rules in answer.tables:
+            click.echo(f"# {rules.place or 'this machine'}\n{rules.text}")
+    else:
+        _print_plan(answer)
+
+
+def _print_plan(answer: PlanAnswer) -> None:
+    changes = [rules for rules in answer.tables if rules.difference]
+    for rules in changes:
+        click.echo(f"# {rules.place or 'this machine'}")
+        for word in rules.words:
+            click.echo(f"#   {word}")
+        click.echo(rules.difference)
+    click.echo("# never captured, whatever the mesh says:")
+    for word in answer.never:
+        for line in textwrap.wrap(word, 76, initial_indent="#   ", subsequent_indent="#     "):
+            click.echo(line)
     if not answer.tables:
         note("no rules: nobody is captured")
+    elif not changes:
+        note("nothing to change: the kernel holds what the mesh asks for")
+    elif not answer.on:
+        note("capture is off; `culvert capture apply --confirm 60s` tries this")
+
+
+@capture.command(name="apply")
+@click.option("--confirm", metavar="TIME", help="How long to try; 0: for good.  [default: 60s in a remote login]")
+@socket_option
+def apply_(confirm: str | None, path: Path | None) -> None:
+    """Switch capture on for a trial, which ends by itself unless confirmed.
+
+    The kernel holds the timer: it ends whatever becomes of this command, of
+    your login, and of the agent. A restart of the machine ends it, too.
+
+    \b
+    culvert capture plan
+    culvert capture apply --confirm 60s
+    culvert capture confirm
+    """
+    try:
+        seconds = Duration.read(confirm if confirm is not None else _usual())
+    except ValueError as error:
+        raise click.UsageError(f"--confirm: {error}") from error
+    if seconds and not SHORTEST <= seconds <= LONGEST:
+        raise click.UsageError(f"--confirm: between {SHORTEST:g}s and {LONGEST / 3600:g}h, or 0")
+    click.echo(tell(path, "capture/apply", TrialRequest(float(seconds), _login())))
+
+
+@capture.command(name="confirm")
+@socket_option
+def confirm(path: Path | None) -> None:
+    """Keep capture on, which `culvert capture apply` tries.
+
+    \b
+    culvert capture confirm
+    """
+    click.echo(tell(path, "capture/confirm"))
+
+
+def _usual() -> str:
+    return "60s" if logged_in_remotely(os.getpid(), os.environ) else "0"
+
+
+def _login() -> tuple[str, int] | None:
+    """The end of the operator's own connection on this machine, as sshd tells it."""
+    match os.environ.get("SSH_CONNECTION", "").split():
+        case [_, _, address, port] if port.isdigit():
+            return address.removeprefix("::ffff:"), int(port)
+    return None
 
 
 @capture.command(name="off")

@@ -44,9 +44,9 @@ def ask(path: Path | None, topic: str, answer: type[_S]) -> _S:
     return _decoded(_call(path, "GET", topic), answer)
 
 
-def tell(path: Path | None, command: str) -> str:
-    """Have the agent carry out POST /v1/COMMAND; what it says then. Refused, NoAgent."""
-    return _decoded(_call(path, "POST", command), Done).message
+def tell(path: Path | None, command: str, order: msgspec.Struct | None = None) -> str:
+    """Have the agent carry out POST /v1/COMMAND, with `order` as its body; what it says then. Refused, NoAgent."""
+    return _decoded(_call(path, "POST", command, order), Done).message
 
 
 def socket_path(given: Path | None) -> Path:
@@ -59,13 +59,14 @@ def socket_path(given: Path | None) -> Path:
         raise Refused(str(error)) from error
 
 
-def _call(given: Path | None, method: str, name: str) -> Response:
+def _call(given: Path | None, method: str, name: str, order: msgspec.Struct | None = None) -> Response:
+    body = msgspec.json.encode(order) if order else b""
     path = socket_path(given)
 
     async def call() -> Response:
         with trio.fail_after(WITHIN):
             async with await trio.open_unix_socket(path) as stream:
-                return await request(stream, method, f"/v1/{name}", host="agent", max_body=2**28)
+                return await request(stream, method, f"/v1/{name}", host="agent", body=body, max_body=2**28)
 
     try:
         return trio.run(call)

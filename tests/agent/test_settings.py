@@ -18,6 +18,19 @@ def test_defaults_and_layers(tmp_path):
     assert loaded.packet_marks.spoof == Marks().spoof
 
 
+def test_marks_are_read_and_shown_in_hex(tmp_path):
+    file = tmp_path / "agent.toml"
+    file.write_text("[marks]\nagent = 0xc0170003\n")
+    loaded = load_settings({"CULVERT_AGENT_MARKS_SPOOF": "0xC0170009"}, {}, file)
+    assert (loaded.settings.marks.agent, loaded.settings.marks.spoof) == (0xC0170003, 0xC0170009)
+    rows = {key: value for key, value, _ in loaded.rows()}
+    assert (rows["marks.agent"], rows["marks.mask"], rows["workers"]) == ("0xc0170003", "0xffff000f", "0")
+    with pytest.raises(SettingsError, match="expected a number, as in 0x2a or 42"):
+        load_settings({"CULVERT_AGENT_MARKS_SPOOF": "zz"})
+    with pytest.raises(SettingsError, match="the same under"):
+        load_settings({"CULVERT_AGENT_MARKS_SPOOF": "0xC0170001"})
+
+
 def test_one_worker_a_core():
     assert AgentSettings(workers=0).worker_count == len(os.sched_getaffinity(0))
 

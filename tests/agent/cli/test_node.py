@@ -24,11 +24,12 @@ from agent.answers import (
     PlanAnswer,
     Rules,
     StatusAnswer,
+    TrialRequest,
     TunnelsAnswer,
     WorkloadRow,
     WorkloadsAnswer,
 )
-from agent.cli import main, node
+from agent.cli import capture, main, node
 from agent.connections import Connection, Direction, Party, Security, Tunnel, Verdict
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"
@@ -239,9 +240,55 @@ def test_capture(culvert):
     ]
     off = culvert("capture status", capture=CaptureAnswer(False))
     assert "capture is switched off" in off.stderr
-    plan = culvert("capture plan", plan=PlanAnswer([Rules("", "table inet culvert {\n}"), Rules("/run/netns/db", "x")]))
-    assert plan.stdout == "# this machine\ntable inet culvert {\n}\n# /run/netns/db\nx\n"
+    tried = culvert("capture status", capture=CaptureAnswer(True, rows, trial=41.7))
+    assert tried.stderr == "tried for 42 s more; keep it with `culvert capture confirm`\n"
     assert culvert("capture off", capture=CaptureAnswer(True)).stdout == "capture is off\n"
+
+
+def test_capture_plan(culvert):
+    here = Rules("", "table inet culvert {\n}", "+table inet culvert", ["shop/web: what uid 1000 sends goes"])
+    answer = PlanAnswer([here, Rules("/run/netns/db", "x")], False, ["ports 22: SSH", "port 2222 " + "of this " * 12])
+    done = culvert("capture plan", plan=answer)
+    assert done.stdout.splitlines()[:5] == [
+        "# this machine",
+        "#   shop/web: what uid 1000 sends goes",
+        "+table inet culvert",
+        "# never captured, whatever the mesh says:",
+        "#   ports 22: SSH",
+    ]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stderr == "capture is off; `culvert capture apply --confirm 60s` tries this\n"
+    full = culvert("capture plan --full", plan=answer)
+    assert full.stdout == "# this machine\ntable inet culvert {\n}\n# /run/netns/db\nx\n"
+    same = culvert("capture plan", plan=PlanAnswer([Rules("", "x")]))
+    assert same.stderr == "nothing to change: the kernel holds what the mesh asks for\n"
+    assert culvert("capture plan", plan=PlanAnswer([])).stderr == "no rules: nobody is captured\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "sent"),
+    [
+        ("", {}, TrialRequest(0.0)),
+        ("", {"SSH_TTY": "/dev/pts/0"}, TrialRequest(60.0)),
+        ("", {"SSH_CONNECTION": "192.0.2.7 4711 ::ffff:10.0.0.1 2222"}, TrialRequest(60.0, ("10.0.0.1", 2222))),
+        ("--confirm 0", {"SSH_TTY": "/dev/pts/0"}, TrialRequest(0.0)),
+        ("--confirm 5m", {}, TrialRequest(300.0)),
+    ],
+)
+def test_capture_apply_is_a_trial_in_remote_logins(culvert, monkeypatch, arguments, environ, sent):
+    for name in ("SSH_TTY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(capture, "tell", lambda path, command, order: asked.append((command, order)) or "done")
+    assert culvert(f"capture apply {arguments}".strip()).stdout == "done\n"
+    assert asked == [("capture/apply", sent)]
+
+
+@pytest.mark.parametrize("time", ["soon", "1s", "2d"])
+def test_capture_apply_for_no_time(culvert, time):
+    assert culvert(f"capture apply --confirm {time}").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["status", "workloads", "certificates", "connections", "tunnels", "capture status"])

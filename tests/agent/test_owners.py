@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from agent.checks.owners import owners, process_name
+from agent.owners import owners, process_name
 
 
 def test_a_socket_leads_to_its_process() -> None:
