@@ -49,6 +49,7 @@ class DiscoverySettings(msgspec.Struct, frozen=True):
     """Where the node looks for workloads of its own; what of them it may register, an operator says at the centre."""
 
     files: Annotated[str, _doc("Directory of Workloads in YAML; empty: none.")] = "/etc/culvert/workloads.d"
+    systemd: Annotated[bool, _doc("Whether units with a section [X-Culvert] are workloads.")] = True
     linger: Annotated[Seconds, _doc("How long a port that nobody declared stays without a listener.")] = Duration(60)
 
 

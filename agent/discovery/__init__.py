@@ -2,6 +2,9 @@
 
 found         one workload as a source found it, and all that a source sees; what a source is
 files         documents in a directory
+units         systemd units with a section [X-Culvert]
+sections      that section; names and cgroups of units
+dbus          questions to systemd
 folders       changes in directories (inotify)
 listening     ports that nobody declared
 merge         what all sources see -> what the node reports; conflicts

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from agent.discovery.files import Files
 from agent.discovery.found import Source
+from agent.discovery.units import Units
 from agent.settings import DiscoverySettings
 
 
@@ -12,3 +13,5 @@ def sources(settings: DiscoverySettings, node: str) -> Iterator[Source]:
     """Those to be run on the node."""
     if settings.files:
         yield Files(Path(settings.files), node)
+    if settings.systemd:
+        yield Units(node)
