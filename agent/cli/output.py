@@ -8,14 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
-import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -55,6 +54,9 @@ def show(output: str, data: object, columns: Sequence[str], rows: Iterable[Seque
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> None:
     """Print a table that fits the terminal; cells too long for it are folded, not cut."""
+    from rich.table import Table  # here, not above: the agent's own process comes by this module, and prints no tables
+    from rich.text import Text
+
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         grid.add_column(column.upper(), overflow="fold")
@@ -70,6 +72,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str =
 
 def to_yaml(data: object) -> str:
     """`data` (built-in types, or what msgspec can turn into them) as one YAML document."""
+    import yaml  # likewise
+
     plain = msgspec.to_builtins(data, enc_hook=str, order="deterministic" if isinstance(data, set) else None)
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
@@ -101,7 +105,9 @@ def size(count: float) -> str:
     return f"{count:.1f}T"
 
 
-def _render(grid: Table) -> str:
+def _render(grid: "Table") -> str:
+    from rich.console import Console
+
     interactive = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if interactive or os.environ.get("COLUMNS") else _PIPE_WIDTH
     console = Console(width=width, force_terminal=interactive, no_color=None if interactive else True, highlight=False)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 
 from agent.lab.lab import Lab, make_lab
 from agent.lab.mesh import WORKER_UID

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 
 from agent.lab import programs
 from agent.lab.mesh import Node

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 
 from agent.lab.place import Place
 from agent.lab.process import Process, eventually
