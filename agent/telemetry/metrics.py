@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent.clock import Skew
 from agent.connections import Connection, Direction, Party, Security, Verdict
+from agent.telemetry.decisions import Decisions
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -52,12 +53,16 @@ class TcpCounts:
     def __init__(self) -> None:
         self._series: dict[tuple[str, ...], _Series] = {}
         self._counted: dict[str, tuple[int, int, float]] = {}
+        self.decisions = Decisions()
 
     def closed(self, connection: Connection, now: float) -> None:
         """It ended, or never began."""
         if connection.carried:
             self._carried(connection, now)
             del self._counted[connection.id]
+        else:
+            self.decisions.began(connection)
+        self.decisions.ended(connection)
         series = self._at(connection, connection.verdict, now)
         if connection.verdict is Verdict.ALLOWED:
             series.closed += 1
@@ -81,6 +86,8 @@ class TcpCounts:
         """Count that it was opened, once, and the bytes that were not counted yet."""
         known = self._counted.get(connection.id)
         moved = connection.sent, connection.received
+        if known is None:
+            self.decisions.began(connection)
         if known is None or known[:2] != moved:
             sent, received, _ = known or (0, 0, now)
             series = self._at(connection, Verdict.ALLOWED, now)
@@ -148,6 +155,14 @@ def _tcp(counts: TcpCounts, now: float) -> Iterable["Metric"]:
             if value := getattr(series, count):
                 metric.add_metric(labels, value)
         yield metric
+    decisions = CounterMetricFamily(
+        "culvert_policy_decisions",
+        "Connections to workloads of this node, by what decided over them.",
+        labels=["decision", "policy", "reason"],
+    )
+    for said, connections in counts.decisions.rows():
+        decisions.add_metric(said, connections)
+    yield decisions
 
 
 def _own(facts: Facts) -> Iterable["Metric"]:
