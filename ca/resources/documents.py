@@ -5,6 +5,7 @@ instead of converting at once, because msgspec stops at the first fault.
 """
 
 import enum
+import functools
 import re
 import types
 import typing
@@ -167,7 +168,7 @@ class _Walk:
         return self._scalar(node, wanted, path)
 
     def _struct(self, node: yaml.MappingNode, wanted: type[msgspec.Struct], path: str, skip: str = "") -> Any:
-        fields = {f.encode_name: f for f in msgspec.structs.fields(wanted)}
+        fields = {f.encode_name: f for f in _fields(wanted)}
         values: dict[str, Any] = {}
         nodes: dict[str, yaml.Node] = {}
         good = True
@@ -203,7 +204,7 @@ class _Walk:
         """Make the struct, or collect what its own checks say: they stop at the first fault, so each field that is
         found wrong is left out for the next try. What is already incomplete is only tried for further faults, with a
         stand-in for each text that is missing."""
-        fields = {f.name: f for f in msgspec.structs.fields(wanted)}
+        fields = {f.name: f for f in _fields(wanted)}
         values = {name: v for name, v in values.items() if v is not _BAD}
         written = set(values)
         if not good:
@@ -271,6 +272,12 @@ class _Walk:
             return msgspec.convert(raw, wanted)
         except msgspec.ValidationError as e:
             return self._fault(node, path, _explain(str(e), node, raw, wanted))
+
+
+@functools.cache
+def _fields(wanted: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """They are put together anew at each call, which takes longer than all else here."""
+    return msgspec.structs.fields(wanted)
 
 
 def _explain(message: str, node: yaml.Node, raw: object, wanted: Any) -> str:

@@ -3,6 +3,9 @@
 Only true and false are booleans, so that the label `mesh: on` is the text "on"; there are no dates and no merge keys.
 Aliases are refused: a value that stands nowhere in the file has no line to point to, and a few of them can unfold into
 gigabytes. What we write is quoted wherever a reader of YAML 1.1 or 1.2 would take it for something else than text.
+
+libyaml composes several times as fast as PyYAML itself, so it has the first try; what it refuses, or must not be given,
+PyYAML composes again, and the words of its errors are what people see.
 """
 
 import re
@@ -39,6 +42,14 @@ class _Composer(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+DEEP = 200
+"""Levels of nesting that libyaml is trusted with: it recurses on the C stack, where too many end the process."""
+
+
+_ODD = re.compile("[\t\x85\u2028\u2029\ufeff?]")
+"""What the two read differently: rare white space, and `?` keys."""
+
+
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -51,9 +62,54 @@ for _tag, _pattern, _first in _SCALARS:
     _Dumper.add_implicit_resolver(_tag, _whole, list(_first))
 
 
+try:
+
+    class _Quick(yaml.CSafeLoader):
+        yaml_implicit_resolvers = _Composer.yaml_implicit_resolvers
+
+except AttributeError:  # PyYAML was built without libyaml
+    _Quick = None  # type: ignore[assignment,misc]
+
+
 def compose_all(text: str) -> Iterator[yaml.Node]:
     """The documents of a stream as nodes with their lines; yaml.YAMLError if it is none."""
-    return yaml.compose_all(text, Loader=_Composer)
+    quick = quickly(text)
+    return yaml.compose_all(text, Loader=_Composer) if quick is None else iter(quick)
+
+
+def quickly(text: str) -> list[yaml.Node] | None:
+    """What `compose_all` gives, from libyaml; None where that could be something else, or is an error."""
+    if _Quick is None or _ODD.search(text) or _may_be_deep(text):
+        return None
+    try:
+        found = list(yaml.compose_all(text, Loader=_Quick))
+    except yaml.YAMLError:
+        return None
+    return None if "*" in text and _repeats(found) else found
+
+
+def _may_be_deep(text: str) -> bool:
+    """Whether more than DEEP levels are possible: by brackets, each of which takes a character, or by indentation, each
+    level of which takes a column."""
+    if re.search(rf"^[ \t?:-]{{{DEEP}}}", text, re.MULTILINE):
+        return True
+    return any(d.count("[") + d.count("{") > DEEP for d in re.split(r"^---", text, flags=re.MULTILINE))
+
+
+def _repeats(found: list[yaml.Node]) -> bool:
+    """Whether a node stands in two places, as an alias makes it."""
+    seen: set[int] = set()
+    rest = list(found)
+    while rest:
+        node = rest.pop()
+        if id(node) in seen:
+            return True
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            rest += [n for pair in node.value for n in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            rest += node.value
+    return False
 
 
 def dump_all(documents: Iterable[object]) -> str:
