@@ -36,12 +36,13 @@ from agent.seal import find as find_seal
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from agent.snapshot import Snapshot
 from agent.state import Membership, State
+from agent.switch import boot_id
 from agent.telemetry.access_log import AccessLog
 from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
 from agent.timekeeping import keep_time
 from agent.topics import Topics
-from agent.unattended import boot, untold
+from agent.unattended import untold
 from agent.view import Change, Intake, MeshView
 from agent.workers import Workers
 from ca.client import Client, ClientError, boot_time
@@ -297,7 +298,7 @@ class Supervisor:
     async def _report_passed(self) -> None:
         """What went by in clear while we were away, where that is allowed."""
         await self.activation.first.wait()
-        fresh, told = untold(self.state.told(), boot(), await self.capture.counters())
+        fresh, told = untold(self.state.told(), boot_id(), await self.capture.counters())
         for workload, connections in fresh.items():
             log.warning("passed-while-away", workload=workload, connections=connections)
         if fresh:

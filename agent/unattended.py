@@ -12,20 +12,12 @@ import msgspec
 if TYPE_CHECKING:
     from redirect.counts import Counts
 
-BOOT = "/proc/sys/kernel/random/boot_id"
-
 
 class Told(msgspec.Struct, frozen=True):
     """The counts that were told of, by workload, and the boot they belong to: the next one begins at zero."""
 
     boot: str = ""
     passed: dict[str, int] = {}
-
-
-def boot() -> str:
-    """Which boot this is."""
-    with open(BOOT) as file:
-        return file.read().strip()
 
 
 def untold(told: Told, now: str, counts: Mapping[str, "Counts"]) -> tuple[dict[str, int], Told]:

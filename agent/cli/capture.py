@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from agent.answers import CaptureAnswer, PlanAnswer, TrialRequest
+from agent.answers import CaptureAnswer, PlanAnswer, StatusAnswer, TrialRequest
 from agent.cli.local import NoAgent, ask, socket_option, tell
 from agent.cli.output import Refused, note, output_option, show
 from agent.exempt import logged_in_remotely
@@ -180,6 +180,28 @@ def on(path: Path | None) -> None:
     culvert capture on
     """
     _switch(path, off=False)
+
+
+@capture.command(name="guard")
+@socket_option
+def guard(path: Path | None) -> None:
+    """Put the last known rules into the kernel, before the agent starts.
+
+    For the time between a boot and the agent: until it answers, connections
+    of enrolled workloads are refused, or pass and are counted where failMode
+    is open. culvert-guard.service runs it before the network is up.
+
+    \b
+    culvert capture guard
+    """
+    try:
+        ask(path, "status", StatusAnswer)
+    except NoAgent:
+        from agent.cli.offline import guard_offline
+
+        click.echo(guard_offline(_settings()))
+    else:
+        click.echo("the agent runs, and keeps the rules itself")
 
 
 def _switch(path: Path | None, *, off: bool) -> None:

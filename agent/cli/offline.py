@@ -4,7 +4,7 @@ from agent.cli.output import Refused
 from agent.enrolment import HOST
 from agent.files import StateError
 from agent.namespace import remove_table, standing, title
-from agent.settings import AgentSettings
+from agent.settings import AccountError, AgentSettings
 from agent.state import State
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
@@ -37,6 +37,22 @@ def switch_offline(settings: AgentSettings, *, off: bool) -> str:
         if off
         else "capture will be on when the agent starts; it does not run now"
     )
+
+
+def guard_offline(settings: AgentSettings) -> str:
+    """Put the rules that the disk remembers into the kernel. Refused."""
+    from agent.boot import lay, remembered
+
+    try:
+        found = remembered(settings)
+    except (StateError, AccountError) as error:
+        raise Refused(str(error)) from error
+    held, problems = lay(found.tables)
+    if problems:
+        raise Refused("; ".join(problems))
+    if not held:
+        return f"nothing to hold: {found.nothing or 'every captured workload lives in a namespace to come'}"
+    return f"{len(held)} workloads are held until the agent answers: {', '.join(sorted(held))}"
 
 
 def leave_offline(settings: AgentSettings) -> str:

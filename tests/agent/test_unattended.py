@@ -1,4 +1,4 @@
-from agent.unattended import Told, boot, untold
+from agent.unattended import Told, untold
 from redirect.counts import Counts
 
 
@@ -18,7 +18,3 @@ def test_a_new_boot_or_a_new_table_counts_from_zero():
     assert untold(told, "b2", counts(web=150))[0] == {"shop/web": 150}
     assert untold(told, "b1", counts(web=4))[0] == {"shop/web": 4}
     assert untold(told, "b1", {}) == ({}, Told("b1", {}))
-
-
-def test_there_is_a_boot():
-    assert len(boot()) == 36

@@ -32,7 +32,7 @@ def verify(*units: Path) -> tuple[int, str]:
 
 
 def test_systemd_has_nothing_to_say(units: list[Path]) -> None:
-    assert [u.name for u in units] == ["culvert-agent.service", "culvert-central.service"]
+    assert [u.name for u in units] == [f"culvert-{name}.service" for name in ("agent", "central", "guard")]
     assert verify(*units) == (0, "")
 
 
@@ -42,7 +42,7 @@ def test_systemd_would_say_so(units: list[Path]) -> None:
     assert "KilMode" in said
 
 
-@pytest.mark.parametrize("name", ["culvert-agent.service", "culvert-central.service"])
+@pytest.mark.parametrize("name", ["culvert-agent.service", "culvert-central.service", "culvert-guard.service"])
 def test_each_line_of_a_sandbox_has_its_reason(name: str) -> None:
     """A comment stands right above each setting, or above the first of several lines of the same one."""
     _, _, sandbox = (UNITS / name).read_text().partition("# --- Sandbox")
