@@ -118,10 +118,12 @@ class Centre:
         """The objects, Revocations with the serials of what their identity stands for."""
         if not any(isinstance(r, Revocation) for r in resources):
             return resources
-        now, store = self.now(), self._store
+        now, store, window = self.now(), self._store, self.authority.lives.recovery
 
         def complete() -> list[Resource]:
-            return [completed(r, _concerned(store, r), now) if isinstance(r, Revocation) else r for r in resources]
+            return [
+                completed(r, _concerned(store, r), now, window) if isinstance(r, Revocation) else r for r in resources
+            ]
 
         return await trio.to_thread.run_sync(complete)
 

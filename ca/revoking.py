@@ -6,7 +6,7 @@ leaves are distrusted with it although others may have the same workloads, and t
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -15,20 +15,26 @@ from ca.resources.revocation import Revocation, read_time, write_time
 from ca.store import StoredCertificate
 
 
-def completed(revocation: Revocation, issued: Iterable[StoredCertificate], now: datetime) -> Revocation:
+def completed(
+    revocation: Revocation, issued: Iterable[StoredCertificate], now: datetime, recovery: timedelta = timedelta(0)
+) -> Revocation:
     """The revocation with the serials of every certificate of `issued` that its identity stands for, and when the last
     of its serials that are known here ends. `issued` has at least those, and its own serials as far as they are on
-    record."""
+    record. A node's certificate is good for something beyond its end, for as long as `recovery` (see recovery)."""
+
+    def until_when(c: StoredCertificate) -> float:
+        return c.not_after + (recovery.total_seconds() if isinstance(parse(c.identity), NodeIdentity) else 0.0)
+
     spec = revocation.spec
     identity = parse(spec.identity) if spec.identity else None
     node = identity.name if isinstance(identity, NodeIdentity) else None
-    live = [c for c in issued if c.not_after > now.timestamp()]
+    live = [c for c in issued if until_when(c) > now.timestamp()]
     serials = set(spec.serials) | {
         c.serial for c in live if identity is not None and (c.identity == spec.identity or (node and c.node == node))
     }
     # What is not on record may live longer than anything that is: only whoever wrote its serial can say how long.
     known = identity is not None or serials <= {c.serial for c in live}
-    ends = [datetime.fromtimestamp(c.not_after + 1, UTC) for c in live if c.serial in serials] if known else []
+    ends = [datetime.fromtimestamp(until_when(c) + 1, UTC) for c in live if c.serial in serials] if known else []
     if spec.ends:
         ends.append(read_time(spec.ends, "ends"))
     until = write_time(max(ends)) if ends else ""

@@ -14,8 +14,9 @@ from ca.channel import connect
 from ca.client import Client, Refusal
 from ca.contract import VERSION, Hello, JoinRequest, Problem, RecoverRequest, TokenRequest
 from ca.identity import CentralIdentity, Identity, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
-from ca.resources.metadata import Metadata
+from ca.resources.metadata import Key, Metadata
 from ca.resources.revocation import Revocation, RevocationSpec, revocation_name
+from ca.revoking import restored
 from ca.tokens import JoinToken
 from tests.ca.running import DOMAIN, Running, running
 
@@ -105,6 +106,30 @@ async def test_a_revoked_certificate_stays_out(centre: Running) -> None:
     spec = RevocationSpec(serials=(serial,), reason="seen on a pastebin")
     await centre.centre.apply([Revocation(Metadata(revocation_name(serial)), spec)])
     assert "is revoked (seen on a pastebin)" in await why(centre, leaf)
+
+
+async def test_what_was_revoked_stays_out_for_as_long_as_it_could_come_back(centre: Running) -> None:
+    """Revocations of certificates that ended are forgotten, but not while those are still good for this. Nor does
+    trusting the node again make its old certificate good."""
+    by_serial, by_node = await joined(centre), await joined(centre, "web-2", "10.0.0.2")
+    serial = by_serial.serial.lower().lstrip("0")
+    node = NodeIdentity(DOMAIN, "web-2")
+    for target, spec in ((serial, RevocationSpec(serials=(serial,))), (node, RevocationSpec(identity=str(node)))):
+        await centre.centre.apply([Revocation(Metadata(revocation_name(target)), spec)])
+    revocation = centre.centre.state.objects[Key("Revocation", "", revocation_name(node))]
+    assert isinstance(revocation, Revocation)
+    rest = restored(revocation)
+    assert rest is not None
+    await centre.centre.apply([rest])
+    for days in (9.0, 20.0, 36.9):
+        centre.clock.ahead = days * DAY
+        await centre.centre.forget_revocations()
+        for leaf in (by_serial, by_node):
+            assert "is revoked" in await why(centre, leaf)
+    centre.clock.ahead = 39 * DAY
+    assert len(await centre.centre.forget_revocations()) == 2
+    for leaf in (by_serial, by_node):
+        assert "token create" in await why(centre, leaf)
 
 
 async def test_deleted_nodes_stay_out_also_when_the_name_is_used_again(centre: Running) -> None:
