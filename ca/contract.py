@@ -177,7 +177,8 @@ class Listing(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """`active` is the revision the node acts on (0: none yet); `seen` is unix time of its last word."""
+    """`active` is the revision the node acts on (0: none yet); `seen` is unix time of its last word, `contract` the
+    version of the contract that its agent speaks. `away` says why its last session ended, while there is no other."""
 
     name: str
     address: str = ""
@@ -186,6 +187,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     seen: float = 0.0
     agent_version: str = ""
     problems: list[str] = []
+    contract: str = ""
+    away: str = ""
 
 
 class Status(msgspec.Struct, frozen=True):

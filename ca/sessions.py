@@ -86,12 +86,13 @@ class Sessions:
         self._status = {n: s for n, s in self._status.items() if n in names}
         found = []
         for name in names:
-            node = state.node(name)
+            node, known = state.node(name), self._status.get(name, NodeStatus(name))
             found.append(
                 msgspec.structs.replace(
-                    self._status.get(name, NodeStatus(name)),
+                    known,
                     address=node.spec.address if node else "",
                     connected=name in self._live,
+                    away="" if name in self._live else known.away,
                 )
             )
         return found
@@ -144,10 +145,10 @@ class Sessions:
                 hello = await frames.receive()
             if not isinstance(hello, Hello):
                 raise ContractError(f"the first frame must be hello, not {type(hello).__name__.lower()}")
+            self._heard(node, agent_version=hello.agent_version[:100], contract=hello.version[:20])
             check_version(hello.version)
             self.drop(node)
             self._live[node] = session
-            self._heard(node, agent_version=hello.agent_version[:100])
             bound.info("session-opened", revision=hello.revision, agent=hello.agent_version[:100])
             with session.scope:
                 async with trio.open_nursery() as nursery:
@@ -167,6 +168,9 @@ class Sessions:
             session.questions[1].close()
             for waiting in session.asked.values():
                 waiting.close()
+        if node not in self._live:
+            before = self._status.get(node, NodeStatus(node))
+            self._status[node] = msgspec.structs.replace(before, away=why[:500])
         bound.info("session-ended", why=why)
 
     async def _tell(self, session: Session, hello: Hello) -> None:

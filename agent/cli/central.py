@@ -160,6 +160,8 @@ def status(output: str, credential: Path | None) -> None:
     if output == "table":
         nodes = f"{sum(n.connected for n in state.nodes)} of {len(state.nodes)} nodes connected"
         click.echo(f"mesh {state.trust_domain}, revision {state.revision}, {state.workloads} workloads, {nodes}")
+        if late := tables.lagging(state):
+            click.echo(late)
         for alarm in state.alarms:
             warn(alarm)
     show(output, state, *tables.status(state), empty="no nodes yet: culvert central token create --node NAME")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from agent.cli.output import ago
-from ca.contract import NodeStatus, Status
+from ca.contract import VERSION, NodeStatus, Status
 from ca.resources.kinds import Resource
 from ca.resources.mesh import Mesh
 from ca.resources.metadata import Selector
@@ -11,6 +11,9 @@ from ca.resources.node import Discovery, Node
 from ca.resources.policy import AuthorizationPolicy, PeerAuthentication
 from ca.resources.revocation import Revocation
 from ca.resources.workload import Match, Workload
+
+MOST_NAMED = 10
+"""Nodes named in one line; the table has them all."""
 
 Rows = tuple[list[str], list[list[str]]]
 
@@ -46,15 +49,29 @@ def status(state: Status) -> Rows:
     ]
 
 
+def lagging(state: Status) -> str:
+    """On how many nodes the newest revision is active, and on which not; empty if it is on all that have joined."""
+    joined = [n for n in state.nodes if n.address]
+    late = [n.name for n in joined if not n.connected or n.active < state.revision]
+    if not late:
+        return ""
+    more = f" and {len(late) - MOST_NAMED} more" if len(late) > MOST_NAMED else ""
+    active = f"active on {len(joined) - len(late)} of {len(joined)} nodes"
+    return f"revision {state.revision} is {active}; not known to be on {', '.join(late[:MOST_NAMED])}{more}"
+
+
 def why(node: NodeStatus, revision: int) -> str:
     """What keeps the node from acting on `revision`; empty if it does and nothing is wrong."""
     reasons = list(node.problems)
     if not node.address:
         reasons.insert(0, "has not joined yet")
     elif not node.connected:
-        reasons.insert(0, "not connected" if node.seen else "not seen since the centre started")
+        known = f"not connected: {node.away}" if node.away else "not connected"
+        reasons.insert(0, known if node.seen else "not seen since the centre started")
     elif node.active < revision:
         reasons.insert(0, f"{revision - node.active} behind")
+    if node.contract and node.contract != VERSION and not node.away:
+        reasons.append(f"speaks contract {node.contract}, not {VERSION}: what is newer does not reach it")
     return "; ".join(reasons)
 
 

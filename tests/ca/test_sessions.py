@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from ca.centre import Centre
-from ca.contract import Answer, LocalMatch, Report
+from ca.contract import VERSION, Answer, Hello, LocalMatch, Report
 from ca.frames import FramesEnded, FrameStream, centre_side, node_side
 from ca.resources.metadata import Key
 from ca.resources.workload import Match
@@ -111,6 +111,26 @@ async def test_a_report_stands_in_the_status(centre: Centre) -> None:
     after = centre.status().nodes[0]
     assert (after.connected, after.active) == (False, 2)
     assert after.seen > 0
+
+
+async def test_why_a_node_is_away_stands_in_the_status(centre: Centre) -> None:
+    await centre.apply([node("a"), node("b")])
+    a = Replica()
+    async with session(centre, "a", a):
+        await a.at(2)
+        assert [(n.contract, n.away) for n in centre.status().nodes if n.name == "a"] == [(VERSION, "")]
+    async with session(centre, "b") as frames:
+        await frames.send(Hello("2.0", "9.9"))
+        with pytest.raises(FramesEnded):
+            await frames.receive()
+    gone, refused = centre.status().nodes
+    assert (gone.connected, refused.connected) == (False, False)
+    assert gone.away
+    assert (refused.contract, refused.agent_version) == ("2.0", "9.9")
+    assert "upgrade the older side" in refused.away
+    async with session(centre, "a", again := Replica()):
+        await again.at(2)
+        assert centre.status().nodes[0].away == ""
 
 
 async def test_a_question_is_answered(centre: Centre) -> None:
