@@ -56,6 +56,7 @@ class Leg:
     """`sent` counts bytes from source to destination, `received` the other way, whichever end this is."""
 
     __slots__ = (
+        "_awaits_room",
         "_book",
         "_closed",
         "_connecting",
@@ -118,7 +119,9 @@ class Leg:
         stream.owner = self
         entry.carrier = self
         link.idle_since = None
-        link.relay.register(self._fd, self._ready, READ | WRITE | EDGE)
+        # Whoever is connected can nearly always be written to: to be told so would be a wake-up for nothing.
+        self._awaits_room = self._connecting
+        link.relay.register(self._fd, self._ready, READ | WRITE | EDGE if self._connecting else READ | EDGE)
 
     @property
     def sent(self) -> int:
@@ -250,6 +253,9 @@ class Leg:
 
     def _keep(self, data: bytes) -> None:
         """Small pieces are joined: a peer may send its whole window in pieces of one byte."""
+        if not self._awaits_room:
+            self._awaits_room = True
+            self._link.relay.change(self._fd, READ | WRITE | EDGE)
         if self._pending and len(self._pending[-1]) + len(data) <= _SMALL:
             data = b"".join((self._pending.pop(), data))
         self._pending.append(memoryview(data))

@@ -77,6 +77,10 @@ class Relay:
         self._handlers[fd] = handler
         self._epoll.register(fd, mask)
 
+    def change(self, fd: int, mask: int) -> None:
+        """From now on call its handler for `mask`; what is ready already counts as new."""
+        self._epoll.modify(fd, mask)
+
     def unregister(self, fd: int) -> None:
         """Before `fd` is closed."""
         if self._handlers.pop(fd, None):
