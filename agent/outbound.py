@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import dataclass
 
 from agent import opaque
 from agent.admission import endpoint
@@ -19,6 +20,7 @@ from redirect.origdst import NotRedirected, original_destination
 
 _TRIES = 3
 """Tunnels tried for one connection before it is given up."""
+_WAYS = 4096  # remembered; full, it starts anew
 
 
 class _Opening:
@@ -63,56 +65,89 @@ class _Opening:
             self._book.close(self._entry, verdict, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Into a tunnel: what all connections of one workload to one address and port have in common."""
+
+    source: str
+    destination: Party
+    key: Key
+    authority: str
+    baggage: str
+    opaque: bool
+
+
 class Outbound:
     """Takes over what the capture listeners accept. `snapshot` is replaced by the worker."""
 
     def __init__(self, book: Book, pool: Pool, inbound: Inbound) -> None:
         self._book, self._pool, self._inbound = book, pool, inbound
+        self._seen: Snapshot | None = None
+        self._ways: dict[tuple[str, tuple[str, int]], _Way] = {}  # in the view last seen
 
     def captured(self, snapshot: Snapshot, workload: str, sock: socket.socket, peer: tuple[str, int]) -> None:
         """A connection arrived at the socket kept for `workload` (namespace/name)."""
-        namespace, _, name = workload.partition("/")
-        source = snapshot.here.get(ResourceKey("Workload", namespace, name))
-        domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
-        identity = source.identity(domain) if source else None
-        party = Party(workload, str(identity or ""), endpoint(*peer[:2]))
-        entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, party)
+        caller = endpoint(*peer[:2])
+        entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, Party(workload, address=caller))
         try:
-            address, port = original_destination(sock)
+            where = original_destination(sock)
         except (NotRedirected, OSError) as error:
             self._refuse(sock, entry, str(error))
             return
-        entry.destination = Party(address=endpoint(address, port))
-        if source is None or identity is None:
+        if snapshot is not self._seen or len(self._ways) >= _WAYS:
+            self._seen = snapshot
+            self._ways.clear()
+        if way := self._ways.get((workload, where)):
+            self._through(way, sock, entry)
+        else:
+            self._route(snapshot, workload, sock, entry, peer[0], where)
+
+    def _route(
+        self, snapshot: Snapshot, workload: str, sock: socket.socket, entry: Entry, caller: str, where: tuple[str, int]
+    ) -> None:
+        entry.destination = Party(address=endpoint(*where))
+        namespace, _, name = workload.partition("/")
+        source = snapshot.here.get(ResourceKey("Workload", namespace, name))
+        if source is None or snapshot.mesh is None:
             self._refuse(sock, entry, f"{workload} is no longer enrolled here")
             return
+        identity = source.identity(snapshot.mesh.spec.trust_domain)
+        entry.source = Party(workload, str(identity), entry.source.address)
         inside = source if self._inbound.inside(source) else None
-        match route(snapshot, address, port, ours=ours, inside=inside):
+        match route(snapshot, *where, ours=ours, inside=inside):
             case Refuse(reason):
                 self._refuse(sock, entry, reason)
             case Direct():
-                entry.opaque = opaque.leaving(snapshot, source, None, address, port)
-                self._inbound.dial(snapshot, sock, address, port, [entry], via=source)
+                entry.opaque = opaque.leaving(snapshot, source, None, *where)
+                self._inbound.dial(snapshot, sock, *where, [entry], via=source)
             case Local(destination):
                 entry.security = Security.LOCAL
-                entry.opaque = opaque.leaving(snapshot, source, destination, address, port)
-                self._inbound.local(snapshot, sock, peer[0], entry, identity, destination, (address, port))
+                entry.opaque = opaque.leaving(snapshot, source, destination, *where)
+                self._inbound.local(snapshot, sock, caller, entry, identity, destination, where)
             case Tunnel(destination, expected, node, tunnel_port):
-                entry.security = Security.MTLS
-                entry.opaque = opaque.leaving(snapshot, source, destination, address, port)
-                entry.destination = Party(destination.title, str(expected), endpoint(address, port))
                 if why := snapshot.revoked.identity(identity) or snapshot.revoked.identity(expected):
+                    entry.security = Security.MTLS
+                    entry.destination = Party(destination.title, str(expected), endpoint(*where))
                     self._refuse(sock, entry, why)
                     return
-                entry.trace = os.urandom(16).hex()
-                ask = Connect(
-                    endpoint(address, port),
+                way = self._ways[workload, where] = _Way(
+                    str(identity),
+                    Party(destination.title, str(expected), endpoint(*where)),
+                    Key(identity, expected, node, tunnel_port),
+                    endpoint(*where),
                     f"k8s.namespace.name={namespace},service.name={name}",
-                    f'for="{endpoint(*peer[:2])}"',
-                    f"00-{entry.trace}-{os.urandom(8).hex()}-01",
+                    opaque.leaving(snapshot, source, destination, *where),
                 )
-                key = Key(identity, expected, node, tunnel_port)
-                _Opening(sock, self._book, entry, ask, self._pool, key).ask()
+                self._through(way, sock, entry)
+
+    def _through(self, way: _Way, sock: socket.socket, entry: Entry) -> None:
+        caller = entry.source
+        entry.security, entry.opaque = Security.MTLS, way.opaque
+        entry.source, entry.destination = Party(caller.workload, way.source, caller.address), way.destination
+        entry.trace = os.urandom(16).hex()
+        span = os.urandom(8).hex()
+        ask = Connect(way.authority, way.baggage, f'for="{caller.address}"', f"00-{entry.trace}-{span}-01")
+        _Opening(sock, self._book, entry, ask, self._pool, way.key).ask()
 
     def _refuse(self, sock: socket.socket, entry: Entry, reason: str) -> None:
         abort(sock)

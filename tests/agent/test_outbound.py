@@ -241,6 +241,22 @@ async def test_the_socket_of_a_workload_that_is_no_longer_enrolled(towards, work
         near.close()
 
 
+async def test_a_way_that_was_taken_before_is_forgotten_with_the_view(towards):
+    async with scene(towards) as s:
+        for _ in range(2):
+            near = s.one.capture()
+            (await s.accept()).close()
+            assert await receive_all(near) == b""
+            near.close()
+            assert (await s.one.closed()).destination.identity == str(DB)
+        s.one.snapshot = s.one.snapshot.apply(2, [], [workload("web").key])
+        near = s.one.capture()
+        with pytest.raises(ConnectionResetError):
+            await receive_all(near)
+        assert "no longer enrolled" in (await s.one.closed()).reason
+        near.close()
+
+
 @pytest.mark.parametrize("egress", [Egress.BYPASS, Egress.OBSERVE])
 async def test_a_stranger_in_plaintext(towards, egress):
     async with scene(towards) as s:
