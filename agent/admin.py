@@ -1,7 +1,9 @@
 """The admin socket: what the node's own commands ask, over HTTP/1.1 with JSON on a Unix socket for root.
 
     GET  /v1/status /v1/workloads /v1/discovered /v1/certificates /v1/connections /v1/tunnels /v1/capture
-    POST /v1/capture/on /v1/capture/off /v1/capture/apply /v1/capture/confirm /v1/leave /v1/drain
+         /v1/pre-enrolment /v1/plan /v1/check
+    POST /v1/capture/on /v1/capture/off /v1/capture/apply /v1/capture/confirm /v1/pre-enrolment/cut
+         /v1/leave /v1/drain
 
 The GET topics answer the centre's questions as well.
 """

@@ -1,5 +1,7 @@
 """What an agent answers to questions about itself: on its admin socket, and to the centre. Values only."""
 
+from typing import Literal
+
 import msgspec
 
 from agent.connections import Connection, Tunnel
@@ -60,6 +62,26 @@ class TrialRequest(msgspec.Struct, frozen=True):
 
     seconds: float
     login: tuple[str, int] | None = None
+
+
+class EarlierRow(msgspec.Struct, frozen=True):
+    """A connection of an enrolled workload that does not go through the agent. `local` and `remote` are IP:port of the
+    workload's own socket, `process` whose it is, as far as that can be seen."""
+
+    workload: str
+    way: Literal["out", "in"]
+    local: str
+    remote: str
+    process: str = ""
+    place: str = ""
+
+
+class EarlierAnswer(msgspec.Struct, frozen=True):
+    """`rows` are those found, or with `ended` those that were cut. `problems` says what could not be done."""
+
+    rows: list[EarlierRow]
+    ended: bool = False
+    problems: list[str] = []
 
 
 class WorkloadRow(msgspec.Struct, frozen=True):

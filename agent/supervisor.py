@@ -169,6 +169,7 @@ class Supervisor:
             {
                 "capture/on": self._on,
                 "capture/confirm": self._confirm,
+                "pre-enrolment/cut": self.topics.cut,
                 "capture/off": self._off,
                 "leave": self._leave,
                 "drain": self._drain,

@@ -16,6 +16,7 @@ from agent.answers import (
     CertificatesAnswer,
     ConnectionsAnswer,
     DiscoveredAnswer,
+    EarlierAnswer,
     PlanAnswer,
     Rules,
     StatusAnswer,
@@ -26,6 +27,7 @@ from agent.answers import (
 from agent.capture import Capture
 from agent.centre import Centre
 from agent.clock import CentreClock
+from agent.cutting import listed
 from agent.discovery.discovery import Discovery
 from agent.enrolment import HOST, NAMESPACED_PORT, Local
 from agent.leaf import Leaf
@@ -74,6 +76,7 @@ class Topics:
             "tunnels": self.tunnels,
             "capture": self.captures,
             "plan": self.plan,
+            "pre-enrolment": self.pre_enrolment,
         }
 
     def not_ready(self) -> str:
@@ -201,6 +204,18 @@ class Topics:
         never = ", ".join(str(port) for port in sorted(self.activation.base.never))
         words = [f"ports {never}: SSH and Culvert's own", *self.activation.exempt.found.words]
         return PlanAnswer(tables, not self.activation.off, words)
+
+    async def pre_enrolment(self) -> EarlierAnswer:
+        """Connections of captured workloads that do not go through the agent."""
+        return await self._earlier(cut=False)
+
+    async def cut(self) -> EarlierAnswer:
+        """End those."""
+        return await self._earlier(cut=True)
+
+    async def _earlier(self, cut: bool) -> EarlierAnswer:
+        cgroups = {local.workload: local.cgroup for local in self.activation.enrolment.locals if local.cgroup}
+        return await trio.to_thread.run_sync(listed, self.capture.applied(), cgroups, cut)
 
     def _compared(self, desired: Mapping[str, Desired]) -> list[Rules]:
         """Blocking: asks the kernel in each place."""

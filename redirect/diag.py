@@ -44,8 +44,9 @@ class Sock:
     inode: int
     mark: int
     cgroup: int
-    raw: bytes
-    """Family and identity in the kernel's own layout; with the cookie, so that it never means a later socket."""
+    family: int
+    identity: bytes
+    """In the kernel's own layout; with the cookie, so that it never means a later socket."""
 
 
 class Sockets:
@@ -88,7 +89,7 @@ class Sockets:
 
     def destroy(self, sock: Sock) -> bool:
         """End the connection: both sides see a reset. False when it was gone already. Undestroyable."""
-        request = struct.pack("=BBBBI", sock.raw[0], socket.IPPROTO_TCP, 0, 0, 1 << sock.state) + sock.raw[4:52]
+        request = struct.pack("=BBBBI", sock.family, socket.IPPROTO_TCP, 0, 0, 1 << sock.state) + sock.identity
         try:
             self._netlink.ask(DESTROY, request, "the end of a socket")
         except Refused as refused:
@@ -118,7 +119,8 @@ def _sock(row: bytes) -> Sock:
         inode,
         int.from_bytes(found.get(_MARK, b""), sys.byteorder),
         int.from_bytes(found.get(_CGROUP, b""), sys.byteorder),
-        row[:52],
+        family,
+        row[4:52],
     )
 
 

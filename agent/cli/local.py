@@ -44,9 +44,14 @@ def ask(path: Path | None, topic: str, answer: type[_S]) -> _S:
     return _decoded(_call(path, "GET", topic), answer)
 
 
-def tell(path: Path | None, command: str, order: msgspec.Struct | None = None) -> str:
-    """Have the agent carry out POST /v1/COMMAND, with `order` as its body; what it says then. Refused, NoAgent."""
-    return _decoded(_call(path, "POST", command, order), Done).message
+def tell(path: Path | None, command: str, body: msgspec.Struct | None = None) -> str:
+    """Have the agent carry out POST /v1/COMMAND, with this body; what it says then. Refused, NoAgent."""
+    return _decoded(_call(path, "POST", command, body), Done).message
+
+
+def order(path: Path | None, command: str, answer: type[_S]) -> _S:
+    """Have the agent carry out POST /v1/COMMAND, which answers with more than a word. Refused, NoAgent."""
+    return _decoded(_call(path, "POST", command), answer)
 
 
 def socket_path(given: Path | None) -> Path:

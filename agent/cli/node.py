@@ -1,5 +1,6 @@
 """What a node's own agent knows: status, workloads, certificates, connections, tunnels."""
 
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,12 +11,13 @@ import click
 from agent.answers import (
     CertificatesAnswer,
     ConnectionsAnswer,
+    EarlierAnswer,
     StatusAnswer,
     TunnelsAnswer,
     WorkloadRow,
     WorkloadsAnswer,
 )
-from agent.cli.local import ask, socket_option
+from agent.cli.local import ask, order, socket_option
 from agent.cli.output import ago, note, output_option, show, size
 from agent.clock import Skew, spell
 from agent.connections import Connection, Party
@@ -123,16 +125,26 @@ def certificates(output: str, path: Path | None) -> None:
 @_formats
 @click.option("--live", is_flag=True, help="Only those that are open now.")
 @click.option("--last", default=RECENT, show_default=True, help="How many closed ones.")
+@click.option("--pre-enrolment", "earlier", is_flag=True, help="Those that bypass the agent, older than enrolment.")
+@click.option("--cut", is_flag=True, help="End them; programs that connect again are captured.")
 @socket_option
-def connections(output: str, live: bool, last: int, path: Path | None) -> None:
+def connections(output: str, live: bool, last: int, earlier: bool, cut: bool, path: Path | None) -> None:
     """Show who talks to whom: live connections, then the last closed ones.
 
-    -o wide adds identities and addresses.
+    -o wide adds identities and addresses. Connections that were there before
+    enrolment go on as they were, in clear; --pre-enrolment lists them.
 
     \b
     culvert connections
     culvert connections --live -o wide
+    culvert connections --pre-enrolment
+    culvert connections --pre-enrolment --cut
     """
+    if cut and not earlier:
+        raise click.UsageError("--cut goes with --pre-enrolment: connections in the mesh are ended by policy")
+    if earlier:
+        _show_earlier(output, path, cut=cut)
+        return
     answer = ask(path, "connections", ConnectionsAnswer)
     closed = [] if live or last <= 0 else answer.closed[-last:]
     answer = ConnectionsAnswer(answer.live, closed, answer.dropped)
@@ -144,6 +156,23 @@ def connections(output: str, live: bool, last: int, path: Path | None) -> None:
     show(output, answer, columns, rows, "no connections yet")
     if answer.dropped and output != "json":
         note(f"{answer.dropped} records of closed connections were lost: the node was too busy to keep them")
+
+
+def _show_earlier(output: str, path: Path | None, *, cut: bool) -> None:
+    if cut:
+        answer = order(path, "pre-enrolment/cut", EarlierAnswer)
+    else:
+        answer = ask(path, "pre-enrolment", EarlierAnswer)
+    columns = ["workload", "way", "local", "remote", "process"]
+    rows = [(r.workload, r.way, r.local, r.remote, r.process or "-") for r in answer.rows]
+    show(output, answer, columns, rows, "no connection of a captured workload is older than its enrolment")
+    if output != "json":
+        if answer.rows:
+            note(f"{len(rows)} ended" if cut else "--cut ends them; programs that connect again are captured")
+        for problem in answer.problems:
+            note(f"problem: {problem}")
+    if cut and answer.problems:
+        sys.exit(1)
 
 
 @click.command(name="tunnels")
