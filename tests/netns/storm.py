@@ -2,13 +2,15 @@
 only, for the system's Python.
 
 A restart is what systemd does, only faster: the old cgroup is removed, a new one made under the same name, and the
-program is in it and dials before anybody can have been told. Prints what became of the attempts, as JSON.
+program is in it and dials before anybody can have been told. Prints after each round what became of all attempts so
+far, as JSON.
 """
 
 import errno
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -116,32 +118,27 @@ def _enter(group: str) -> None:
 
 
 def main(orders: dict[str, Any]) -> None:
-    """`unit` and `parking` are directories of cgroups (without a unit nothing is restarted), `rounds` restarts with
-    `attempts` each, `pause` seconds apart; the first ten of a round come at once."""
+    """`unit` and `parking` are directories of cgroups; every so many rounds (`restarts`, 0 for never) the unit is
+    restarted. `rounds` of `attempts` each, `pause` seconds apart; the first ten of a round come at once. SIGTERM ends
+    it with the round."""
     storm = Storm(orders["address"], orders["port"], orders["marker"].encode())
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     spent = 0.0
-    for _ in range(orders["rounds"]):
-        if orders["unit"]:
+    for turn in range(orders["rounds"]):
+        if turn == 0 or (orders["restarts"] and turn % orders["restarts"] == 0):
             restart(orders["unit"], orders["parking"])
         began = time.monotonic()
         for number in range(orders["attempts"]):
             storm.attempt()
             storm.turn(orders["pause"] if number >= 10 else 0.0)
         spent += time.monotonic() - began
-        storm.finish(3.0)
-    if orders["unit"]:
-        _enter(orders["parking"])
-    print(
-        json.dumps(
-            {
-                "attempted": storm.attempted,
-                "carried": storm.carried,
-                "refused": storm.refused,
-                "strange": storm.strange,
-                "rate": storm.attempted / spent,
-            }
-        )
-    )
+        storm.finish(5.0)
+        facts = {"attempted": storm.attempted, "carried": storm.carried, "refused": storm.refused}
+        print(json.dumps({**facts, "strange": storm.strange, "rate": storm.attempted / spent}), flush=True)
+        if told:
+            break
+    _enter(orders["parking"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""A workload in a cgroup of its own that dials without a pause, the server it calls, and an ear on the wire."""
+
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.lab import programs
+from agent.lab.leaks import Leaks
+from agent.lab.place import Place
+from agent.lab.process import Process
+from agent.lab.sniffer import Sniffer, sniff
+from redirect.cgroup import mount_point
+from tests.netns.node import API, Pair, pair, workload
+from tests.netns.traffic import echo, serving
+
+PORT = 9191
+MARKER = "restarted-units-say-this-in-confidence"
+STORM = Path(__file__).with_name("storm.py")
+
+
+class Unit:
+    """The workload `shop/unit` of machine one, matched by a cgroup two levels deep."""
+
+    def __init__(self, two: Pair, sniffer: Sniffer, parent: str) -> None:
+        self.two, self.sniffer = two, sniffer
+        root = mount_point()
+        assert root is not None
+        self.cgroup = f"{parent}/unit.service"
+        self.directory = Path(root, self.cgroup)
+        self.parking = Path(root)
+
+    def _storm(self, rounds: int, attempts: int, restarts: int) -> list[str]:
+        orders = {
+            "unit": str(self.directory),
+            "parking": str(self.parking),
+            "address": self.two.two.machine.address,
+            "port": PORT,
+            "marker": MARKER,
+            "rounds": rounds,
+            "attempts": attempts,
+            "restarts": restarts,
+            "pause": 0.0025,
+        }
+        return [programs.SYSTEM_PYTHON, str(STORM), json.dumps(orders)]
+
+    async def storm(self, rounds: int, attempts: int = 40) -> dict[str, Any]:
+        """What became of the attempts, with a restart before each round."""
+        place = Place(self.two.one.machine.namespace)
+        ran = await programs.run(place, self._storm(rounds, attempts, 1), 110)
+        assert ran.ok, ran.errors
+        return _last(ran.output.decode())
+
+    @asynccontextmanager
+    async def storming(self, name: str) -> AsyncIterator["Storm"]:
+        """A storm for the time of the block; one round in three begins with a restart."""
+        place = Place(self.two.one.machine.namespace)
+        process = self.two.lab.start(name, place, self._storm(100_000, 20, 3))
+        storm = Storm(process)
+        try:
+            yield storm
+            await process.end(grace=20)
+        finally:
+            await process.end(grace=0)
+            print(name, storm.said)
+
+    def seen(self) -> tuple[int, int]:
+        """What the link has shown since the last time: payload bytes in clear, and connections outside of tunnels."""
+        self.sniffer.drain()
+        assert self.sniffer.lost == 0
+        leaks = self.sniffer.leaks
+        self.sniffer.restart(MARKER.encode())
+        return leaks.clear, _dials(leaks)
+
+    async def resolved(self) -> int:
+        """Connections that went to the resolver."""
+        text = await self.two.nft(self.two.one.machine, "list", "chain", "inet", "culvert", "unknown")
+        return sum(int(line.split("packets ")[1].split()[0]) for line in text.splitlines() if "packets" in line)
+
+
+class Storm:
+    """A storm that goes on."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What has become of the attempts so far."""
+        return _last(self._process.output())
+
+    async def until(self, more: int, what: str) -> None:
+        """Wait until so many more were `carried` or `refused`."""
+        start = self.said[what]
+        await self._process.until(lambda: self.said[what] >= start + more, f"have {more} more {what}", 30)
+
+
+def _last(output: str) -> dict[str, Any]:
+    """The last whole line."""
+    lines = [line for line in output.split("\n")[:-1] if line.startswith("{")]
+    zero = {"attempted": 0, "carried": 0, "refused": 0, "strange": {}, "rate": 0.0}
+    return dict(json.loads(lines[-1])) if lines else zero
+
+
+def _dials(leaks: Leaks) -> int:
+    """Connections to the server that were opened on the wire, outside of tunnels."""
+    return sum(flow[3] == PORT for flow in leaks.opened)
+
+
+@contextmanager
+def slice_for_units() -> Iterator[str]:
+    """The name of a cgroup for units to come and go in."""
+    root = mount_point()
+    name = f"culvert-units-{os.getpid()}.slice"
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip(f"mkdir {root}/{name}: no cgroup v2 that is ours to write")
+    directory = Path(root, name)
+    directory.mkdir()
+    try:
+        yield name
+    finally:
+        for inner in (*directory.iterdir(), directory):
+            if inner.is_dir():
+                inner.rmdir()
+
+
+@asynccontextmanager
+async def open_unit(parent: str) -> AsyncIterator[Unit]:
+    """The unit, enrolled, below `parent`; its server runs."""
+    async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
+        made = Unit(two, sniffer, parent)
+        await two.apply(workload("unit", "one", {"cgroup": made.cgroup}), workload("api", "two", {"uid": API}, PORT))
+        await two.enrol("unit", "api")
+        address = two.two.machine.address
+        async with serving(Place(two.two.machine.namespace, API), address, PORT, echo):
+            sniffer.restart(MARKER.encode())
+            yield made
