@@ -176,6 +176,7 @@ class Renewal:
         rng: random.Random,
     ) -> None:
         self.schedule = Schedule(rng)
+        self.failures = 0
         self._issue = issue
         self._issued = issued
         self._failed = failed
@@ -221,6 +222,7 @@ class Renewal:
                 )
         except (IssueError, trio.TooSlowError) as error:
             reason = str(error) or f"no answer within {TIMEOUT:.0f} s"
+            self.failures += 1
             pause = self.schedule.failed(uri, reason, trio.current_time())
             self._failed(uri, reason, pause)
         else:

@@ -29,6 +29,7 @@ from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.discovery.wanted import sources
 from agent.exempt import Exemptions
+from agent.expiry import Told
 from agent.files import StateError
 from agent.leaf import Leaf, read_leaf, request
 from agent.renewal import IssueError, Renewal
@@ -48,6 +49,7 @@ from agent.workers import Workers
 from ca.client import Client, ClientError, boot_time
 from ca.contract import SignResponse
 from ca.identity import NodeIdentity, parse
+from ca.lifetimes import Standing
 from ca.notify import keep_watchdog, notify
 from ca.pages import Page, open_listener, serve_pages
 from ca.resources.workload import NEVER_CAPTURED
@@ -58,6 +60,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 FIRST_VIEW = 10.0
 """Seconds that a node which knows nothing yet waits for its first view before it says it has started."""
 _T = TypeVar("_T")
+
+EXPIRY_LOOK = 15.0
+"""Seconds between looks for certificates that are late."""
 
 FAREWELL = 2.0
 """Seconds beyond the drain until stragglers are killed."""
@@ -225,6 +230,7 @@ class Supervisor:
         nursery.start_soon(self.centre.run)
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(self._keep_time)
+        nursery.start_soon(self._tell_expiry)
         nursery.start_soon(unmeshed.summarise, self.capture.counters)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
@@ -265,6 +271,14 @@ class Supervisor:
             changed=self.activation.poke,
             bound=self.settings.max_skew,
         )
+
+    async def _tell_expiry(self) -> None:
+        told = Told()
+        while True:
+            for alarm in told.news(self.topics.alarms(), time.time()):
+                tell = log.error if alarm.standing is Standing.ENDED else log.warning
+                tell("expiry", about=alarm.text)
+            await trio.sleep(EXPIRY_LOOK)
 
     async def _say_ready(self) -> None:
         with trio.move_on_after(FIRST_VIEW):

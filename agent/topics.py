@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from agent.clock import CentreClock
 from agent.cutting import listed
 from agent.discovery.discovery import Discovery
 from agent.enrolment import HOST, NAMESPACED_PORT, Local
+from agent.expiry import Alarm, alarms, standing
 from agent.leaf import Leaf
 from agent.namespace import held_table
 from agent.renewal import Renewal
@@ -119,13 +121,22 @@ class Topics:
         )
 
     def _own_problems(self) -> Iterator[str]:
-        """What stands against the node's own certificate and clock."""
+        """What stands against the node's clock, and its certificates where they are late."""
         objection = self.clock.objection(self.max_skew)
         if objection:
             yield objection
+        alarms = self.alarms()
+        yield from (alarm.text for alarm in alarms)
+        told = {alarm.identity for alarm in alarms}
         for uri, reason in self.own.schedule.reasons().items():
-            if reason != objection:
+            if reason != objection and uri not in told:
                 yield f"the certificate of {uri} is not renewed: {reason}"
+
+    def alarms(self) -> list[Alarm]:
+        """The certificates that should have been renewed by now, or have ended."""
+        schedules = (self.own.schedule, self.renewal.schedule)
+        reasons = {uri: why for schedule in schedules for uri, why in schedule.reasons().items()}
+        return alarms((leaf for s in schedules for leaf in s.leaves().values()), reasons, time.time())
 
     async def workloads(self) -> WorkloadsAnswer:
         """Who is registered here, who is enrolled, who is captured."""
@@ -236,6 +247,8 @@ class Topics:
         leaves = {**self.own.schedule.leaves(), **self.renewal.schedule.leaves()}
         facts = Facts(
             expiry={uri: leaf.not_after for uri, leaf in leaves.items()},
+            standing=Counter(standing(leaf, time.time()).value for leaf in leaves.values()),
+            renewal_failures={"node": self.own.failures, "workload": self.renewal.failures},
             captured={w: c.captured for w, c in counts.items()},
             bypassed={w: c.bypassed for w, c in counts.items()},
             passed={w: c.passed for w, c in counts.items() if c.passed},

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from agent.checks import Finding
+from ca.lifetimes import USUAL
 
 HOUR = 3600.0
 
@@ -47,7 +48,7 @@ def certificates(dates: Mapping[str, tuple[float, float]], own: str, now: float)
                 "certificates",
                 "fail",
                 f"{who} ended {(now - after) / HOUR:.1f} h ago: the centre does not know us by it any more",
-                "culvert agent join --force TOKEN, unless the clock is wrong",
+                "with the centre in reach it comes back by its key; culvert status says why it does not",
             )
     late = [uri for uri, (_, after) in dates.items() if after <= now and uri != own]
     if late:
@@ -59,6 +60,15 @@ def certificates(dates: Mapping[str, tuple[float, float]], own: str, now: float)
         )
     if not dates:
         return Finding("certificates", "ok", "none yet")
+    ends = {uri: (after - now, after - before) for uri, (before, after) in dates.items()}
+    late = [uri for uri, (left, life) in ends.items() if left < life * USUAL.renewed]
+    if late:
+        return Finding(
+            "certificates",
+            "warn",
+            f"{late[0]} should have been renewed: it ends in {ends[late[0]][0] / HOUR:.1f} h" + _more(len(late) - 1),
+            "culvert certificates says why it was not renewed",
+        )
     first = min(after for _, after in dates.values())
     return Finding("certificates", "ok", f"{len(dates)} valid; the first ends in {(first - now) / HOUR:.1f} h")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from agent.clock import Skew
 from agent.connections import Connection, Direction, Party, Security, Verdict
 from agent.telemetry.decisions import Decisions
+from ca.lifetimes import Standing
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -109,10 +110,13 @@ class TcpCounts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What else a scrape shows. `expiry` is unix time by identity; `captured`, `bypassed` and `passed` are connections
-    by workload, `unmeshed` packets by workload and what became of them."""
+    """What else a scrape shows. `expiry` is unix time by identity, `standing` certificates by good, late and ended;
+    `captured`, `bypassed` and `passed` are connections by workload, `unmeshed` packets by workload and what became of
+    them."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
+    standing: Mapping[str, int] = field(default_factory=dict)
+    renewal_failures: Mapping[str, int] = field(default_factory=dict)
     captured: Mapping[str, int] = field(default_factory=dict)
     bypassed: Mapping[str, int] = field(default_factory=dict)
     passed: Mapping[str, int] = field(default_factory=dict)
@@ -174,6 +178,16 @@ def _own(facts: Facts) -> Iterable["Metric"]:
     for uri, end in sorted(facts.expiry.items()):
         expiry.add_metric([uri], end)
     yield expiry
+    states = GaugeMetricFamily("culvert_certificates", "Certificates held, by how they are.", labels=["state"])
+    for state in Standing:
+        states.add_metric([state.value], facts.standing.get(state.value, 0))
+    yield states
+    failures = CounterMetricFamily(
+        "culvert_certificate_renewal_failures", "Requests for a certificate that came to nothing.", labels=["what"]
+    )
+    for what, count in sorted(facts.renewal_failures.items()):
+        failures.add_metric([what], count)
+    yield failures
     for name, text, by_workload in (
         ("culvert_captured_connections", "Connections that the kernel sent to the agent.", facts.captured),
         ("culvert_bypassed_connections", "Connections to no mesh address, left in the kernel.", facts.bypassed),

@@ -408,11 +408,20 @@ async def test_certificates_are_renewed_and_end_without_a_centre() -> None:
         await trio.sleep(1)  # a certificate's last second counts
         os.kill(await _worker(two), signal.SIGKILL)  # and its open tunnels, which were made in time
         assert await two.talk() == ""
-        assert any("no valid certificate" in p for p in (await two.ask(two.one, "status"))["problems"])
+        problems = (await two.ask(two.one, "status"))["problems"]
+        assert any("no valid certificate" in p for p in problems)
+        assert any("sa/web ended at" in p and "is not renewed: the centre" in p for p in problems)
+        assert two.one.process
+        assert await soon(lambda: _alarmed(two.one), 20)
         assert "from/shop/web" in await two.rules(two.one.machine)
         await two.mesh.start_centre()
         assert await soon(lambda: _equals(two.talk(), CAPTURED), 60)
         await stream.aclose()
+
+
+async def _alarmed(node: Node) -> bool:
+    assert node.process
+    return any('"expiry"' in x and "sa/web" in x and "ended" in x for x in node.process.output().splitlines())
 
 
 async def _not(value: Awaitable[object], other: object) -> bool:
