@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests run against, by Debian package name; installed when we are root and they are missing.
-APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container
+APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container podman runc busybox-static
 
 # What the benchmarks run and are run against; `make test` needs none of it.
 BENCH_APT := nftables iproute2 curl procps util-linux nginx libnginx-mod-stream iperf3 wrk apache2-utils haproxy stunnel4

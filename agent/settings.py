@@ -50,6 +50,10 @@ class DiscoverySettings(msgspec.Struct, frozen=True):
 
     files: Annotated[str, _doc("Directory of Workloads in YAML; empty: none.")] = "/etc/culvert/workloads.d"
     systemd: Annotated[bool, _doc("Whether units with a section [X-Culvert] are workloads.")] = True
+    containers: Annotated[tuple[Path, ...], _doc("Sockets with the Docker API, of Docker and Podman.")] = (
+        Path("/run/docker.sock"),
+        Path("/run/podman/podman.sock"),
+    )
     linger: Annotated[Seconds, _doc("How long a port that nobody declared stays without a listener.")] = Duration(60)
 
 

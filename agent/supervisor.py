@@ -145,7 +145,7 @@ class Supervisor:
         )
         self.discovery = Discovery(
             self.membership.node,
-            sources(settings.discovery, self.membership.node),
+            sources(settings.discovery, self.membership.node, settings.run_dir, self.activation.poke),
             self._client,
             self._reported,
             never=NEVER_CAPTURED | {settings.tunnel_port, *settings.port_range()},

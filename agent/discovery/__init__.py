@@ -5,6 +5,8 @@ files         documents in a directory
 units         systemd units with a section [X-Culvert]
 sections      that section; names and cgroups of units
 dbus          questions to systemd
+containers    containers with labels culvert.io/...
+docker        the Docker API
 folders       changes in directories (inotify)
 listening     ports that nobody declared
 merge         what all sources see -> what the node reports; conflicts

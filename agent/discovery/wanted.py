@@ -1,17 +1,20 @@
 """Which sources the settings want."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from agent.discovery.containers import Containers
 from agent.discovery.files import Files
 from agent.discovery.found import Source
 from agent.discovery.units import Units
 from agent.settings import DiscoverySettings
 
 
-def sources(settings: DiscoverySettings, node: str) -> Iterator[Source]:
-    """Those to be run on the node."""
+def sources(settings: DiscoverySettings, node: str, run_dir: Path, moved: Callable[[], None]) -> Iterator[Source]:
+    """Those to be run on the node. `moved` is called when something that is recognised by the same is elsewhere."""
     if settings.files:
         yield Files(Path(settings.files), node)
     if settings.systemd:
         yield Units(node)
+    if settings.containers:
+        yield Containers(node, settings.containers, run_dir / "netns", moved)

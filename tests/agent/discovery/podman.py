@@ -1,0 +1,116 @@
+"""Real containers of Podman, and its Docker API, in a place of the test's own: storage, sockets and network namespace.
+
+The image is one static program. What a machine cannot run is a skip that shows the command and its error.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+IMAGE = "localhost/culvert/busybox:1"
+# What a test machine may forbid to raise is set to what we have.
+_LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=100:100")
+
+
+@dataclass
+class Podman:
+    """`enter` puts every program into a network namespace."""
+
+    directory: Path
+    enter: tuple[str, ...] = ()
+    _service: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "podman.sock"
+
+    def __call__(self, *words: str) -> str:
+        """`podman WORDS`; what it printed. Skips when it cannot be."""
+        done = subprocess.run(self._command(*words), capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            pytest.skip(f"`{' '.join(self._command(*words))}` said: {done.stderr.strip()[-500:]}")
+        return done.stdout.strip()
+
+    def run(self, name: str, *options: str, command: tuple[str, ...] = ("sleep", "1000"), **labels: str) -> None:
+        """Start a container with labels culvert.io/..."""
+        parent = f"--cgroup-parent=/{self.directory.name}"
+        marks = [f"--label=culvert.io/{k.replace('_', '-')}={v}" for k, v in labels.items()]
+        self("run", "--detach", "--name", name, parent, *_LIMITS, *marks, *options, IMAGE, "/bin/busybox", *command)
+
+    def serve(self) -> None:
+        """The API, until `rest`."""
+        command = self._command("system", "service", "--time", "0", f"unix://{self.socket}")
+        with (self.directory / "service.log").open("ab") as log:
+            self._service = subprocess.Popen(command, stdout=log, stderr=log)
+        for _ in range(200):
+            if self.socket.exists():
+                return
+            time.sleep(0.05)
+        pytest.skip(f"`{' '.join(command)}` made no socket: {(self.directory / 'service.log').read_text()[-500:]}")
+
+    def rest(self) -> None:
+        """End the API; containers go on."""
+        if self._service:
+            self._service.kill()
+            self._service.wait()
+            self._service = None
+            self.socket.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(self._command("rm", "--all", "--force", "--time", "0"), capture_output=True, timeout=60)
+        self.rest()
+        for _ in range(100):  # what tidies up after each container, on its own
+            if not any(str(self.directory) in _command_line(p) for p in Path("/proc").glob("[0-9]*")):
+                break
+            time.sleep(0.05)
+        # What a container that could not be removed has mounted would keep the directory from being removed.
+        with open("/proc/self/mounts") as mounts:
+            left = [line.split()[1] for line in mounts if line.split()[1].startswith(f"{self.directory}/")]
+        for mount in reversed(left):
+            subprocess.run(["umount", "--lazy", mount], capture_output=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for folder, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+            if self.directory.name in Path(folder).parts:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+
+    def _command(self, *words: str) -> list[str]:
+        base = ["podman", "--root", f"{self.directory}/storage", "--runroot", f"{self.directory}/run"]
+        base += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--tmpdir"]
+        return [*self.enter, *base, f"{self.directory}/tmp", *words]
+
+
+@contextlib.contextmanager
+def podman(enter: tuple[str, ...] = ()) -> Iterator[Podman]:
+    """Podman with the image loaded; skips where there is none."""
+    if os.geteuid() != 0:
+        pytest.skip("containers of their own kind need root")
+    for program, package in (("podman", "podman"), ("runc", "runc"), ("busybox", "busybox-static")):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: apt-get install {package}")
+    # Outside of pytest's directories: other runs clean those up while containers have them mounted.
+    directory = Path(tempfile.mkdtemp(prefix="culvert-podman-"))
+    made = Podman(directory, enter)
+    root = directory / "image"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", root / "bin" / "busybox")
+    subprocess.run(["tar", "-C", str(root), "-cf", str(directory / "image.tar"), "."], check=True)
+    try:
+        made("import", str(directory / "image.tar"), IMAGE)
+        yield made
+    finally:
+        made.close()
+
+
+def _command_line(process: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    return ""
