@@ -287,7 +287,9 @@ class Centre:
 
         def answer() -> TrustStatus:
             it = overview(found, now, self._thresholds)
-            held = sorted((i for i in found if i.held), key=lambda i: i.ends)[:limit]
+            held = sorted((i for i in found if i.held), key=lambda i: i.ends)
+            # However many others there are, what signs is always among them.
+            held = held[:limit] + [i for i in held[limit:] if i.what in ("root", "issuing")]
             return TrustStatus(
                 [
                     CertificateStatus(i.what, i.title, i.ends.timestamp(), i.standing(now, self._thresholds).value)

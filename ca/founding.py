@@ -16,7 +16,7 @@ from ca.identity import OperatorIdentity, check_name, check_trust_domain
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.settings import written
-from ca.store import StoreError
+from ca.store import NOTHING, StoreError
 from ca.store.sqlite import SqliteStore
 
 
@@ -33,11 +33,11 @@ def found(settings: CentralSettings, trust_domain: str, operator: str) -> Path:
     now = datetime.now(UTC)
     settings.dir.mkdir(parents=True, exist_ok=True)
     with SqliteStore.open(settings.dir, create=True) as store:
-        authority = Authority.create(store, store.keys, trust_domain, now, settings.lives.lives())
         mesh = Mesh(metadata=Metadata("mesh"), spec=MeshSpec(trust_domain))
-        outcome = registry.change(registry.restore(store.meta()["incarnation"], store.contents()), [mesh])
-        if outcome.batch is not None:
-            store.commit(outcome.batch)
+        outcome = registry.change(registry.State(store.meta()["incarnation"]), [mesh])
+        # One commit: killed before it, there is no mesh, and after it a whole one.
+        along = outcome.batch or NOTHING
+        authority = Authority.create(store, store.keys, trust_domain, now, settings.lives.lives(), along)
         credential.save(path, _sign(authority, operator, address, now))
     (settings.dir / OWN_FILE).write_text(
         "# Written by culvert central init; /etc/culvert/central.toml overrides it.\n"

@@ -110,7 +110,7 @@ class Desired:
     captures: tuple[Capture, ...] = ()
     mesh: frozenset[tuple[str, int]] = frozenset()
     agent_uids: tuple[int, ...] = (0,)
-    never: frozenset[int] = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
+    never: frozenset[int] = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053})
     inbound_port: int = 15006
     resolver_port: int = 15000
     capture_all: bool = False

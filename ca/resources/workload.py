@@ -13,7 +13,7 @@ from ca.resources.capture import CaptureSettings, FailMode
 from ca.resources.capture import Port as Port
 from ca.resources.metadata import API_VERSION, Key, Metadata, check_labels
 
-NEVER_CAPTURED = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15020, 15021, 15053})
+NEVER_CAPTURED = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053})
 """SSH and Culvert's own ports: a workload cannot claim them, and no rule ever redirects them."""
 
 _CGROUP = re.compile(r"/?[^/\0\n]+(/[^/\0\n]+)*")
