@@ -166,18 +166,40 @@ class Capture:
         return {p: n.applied for p, n in self._namespaces.items() if n.applied}
 
     async def _watch(self, namespace: Namespace) -> None:
-        """Undo what others do to the table, such as `nft flush ruleset`."""
+        """Undo what others do to the table, such as `nft flush ruleset`, and to our routing."""
         with trio.CancelScope() as scope:
             self._watches[namespace.place] = scope
-            while True:
-                await trio.lowlevel.wait_readable(namespace.watch.fileno())
-                async with self._lock:
-                    news = await trio.to_thread.run_sync(namespace.watch.foreign)
-                    if news and namespace.applied:
-                        log.warning("capture-changed-by-others", place=title(namespace.place), what=", ".join(news))
-                        if not await self._try(namespace.place, namespace.apply, namespace.applied, True):
-                            log.error("capture-lost", place=title(namespace.place), why=self.problems[namespace.place])
-                            self._lost()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_routes, namespace)
+                while True:
+                    await trio.lowlevel.wait_readable(namespace.watch.fileno())
+                    async with self._lock:
+                        noticed = trio.current_time()
+                        news = await trio.to_thread.run_sync(namespace.watch.foreign)
+                        if news and namespace.applied:
+                            where = title(namespace.place)
+                            log.warning("capture-changed-by-others", place=where, what=", ".join(news))
+                            if await self._try(namespace.place, namespace.apply, namespace.applied, True):
+                                took = round(trio.current_time() - noticed, 3)
+                                log.warning("capture-restored", place=where, not_captured_for_seconds=took)
+                            else:
+                                log.error("capture-lost", place=where, why=self.problems[namespace.place])
+                                self._lost()
+
+    async def _watch_routes(self, namespace: Namespace) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(namespace.route_watch.fileno())
+            async with self._lock:
+                if not await trio.to_thread.run_sync(namespace.route_watch.foreign) or not namespace.applied:
+                    continue
+                try:
+                    lost = await trio.to_thread.run_sync(namespace.reroute)
+                except _ERRORS as error:
+                    self._problem(namespace.place, error)
+                    self._lost()
+                else:
+                    if lost:
+                        log.warning("routing-restored", place=title(namespace.place), what="; ".join(lost))
 
     # ---- namespaces
 
@@ -233,7 +255,8 @@ class Capture:
             scope.cancel()
         for spot in namespace.sockets:
             self._take_back(place, spot)
-        trio.lowlevel.notify_closing(namespace.watch.fileno())
+        for watch in (namespace.watch, namespace.route_watch):
+            trio.lowlevel.notify_closing(watch.fileno())
         namespace.close()
 
     async def _forget_left(self, place: str) -> None:

@@ -20,6 +20,7 @@ from redirect.kernel import Kernel
 from redirect.namespace import NamespaceError, in_namespace
 from redirect.netlink import CaptureError
 from redirect.origdst import listener
+from redirect.route_watch import RouteWatch
 from redirect.ruleset import Ruleset
 from redirect.watch import Watch
 
@@ -77,6 +78,11 @@ class Namespace:
         self._kernel = Kernel(place or None)
         try:
             self.watch: Watch = self._kernel.watch()
+            try:
+                self.route_watch: RouteWatch = self._kernel.watch_routes()
+            except BaseException:
+                self.watch.close()
+                raise
         except BaseException:
             self._kernel.close()
             raise
@@ -154,6 +160,10 @@ class Namespace:
         self._kernel.remove(self.marks)
         self.applied, self.known = None, True
 
+    def reroute(self) -> list[str]:
+        """Put back what others took of our routing; what that was."""
+        return self._kernel.reroute(self.marks)
+
     def counters(self) -> dict[str, Counts]:
         """By workload."""
         return self._kernel.counters()
@@ -163,6 +173,7 @@ class Namespace:
         for spot in list(self.sockets):
             self.shut(spot)
         self.watch.close()
+        self.route_watch.close()
         self._kernel.close()
 
 

@@ -27,6 +27,7 @@ from redirect.namespace import in_namespace
 from redirect.netlink import NETFILTER, ROUTE, CaptureError, Interrupted, Netlink, Refused
 from redirect.plan import plan
 from redirect.presence import presence
+from redirect.route_watch import RouteWatch
 from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap, endpoint_sets
 from redirect.transition import transition
 from redirect.unknown import parent_sets
@@ -152,6 +153,20 @@ class Kernel:
         Restore it with `apply(desired, afresh=True)`.
         """
         return self._inside(lambda: Watch(TABLE, self._nft.port, self._unchanged, room))
+
+    def watch_routes(self) -> RouteWatch:
+        """News of our routing that others take away. Restore it with `reroute`."""
+        return self._inside(lambda: RouteWatch(self._routes.port))
+
+    def reroute(self, marks: Marks) -> list[str]:
+        """Put back what is missing of our routing; what that was, in words."""
+        with self._lock:
+            try:
+                lost = self._settled(lambda: list(routing.missing(self._routes, marks)))
+                routing.install(self._routes, marks)
+            except Refused as refused:
+                raise explain(refused) from refused
+        return lost
 
     def _inside(self, function: Callable[[], _T]) -> _T:
         return in_namespace(self._netns, function) if self._netns else function()

@@ -189,6 +189,27 @@ async def test_what_others_flush_is_restored(two: Pair) -> None:
     assert await two.talk() == CAPTURED
 
 
+async def test_routing_that_others_take_is_put_back(two: Pair) -> None:
+    await two.enrol("web", "api", "pod")
+
+    async def ip(where: Host, *words: str) -> str:
+        ran = await programs.run(Place(where.namespace), ["ip", *words])
+        assert ran.ok, ran.errors
+        return ran.output.decode()
+
+    async def whole(where: Host) -> bool:
+        return "49175" in await ip(where, "rule") and "local" in await ip(where, "route", "show", "table", "49175")
+
+    for where in (two.one.machine, two.pod):
+        assert await whole(where)
+        for command in (("rule", "del", "priority", "49"), ("route", "flush", "table", "49175")):
+            started = trio.current_time()
+            await ip(where, *command)
+            assert await soon(lambda where=where: whole(where))
+            print("restored within", trio.current_time() - started)
+    assert await two.talk() == CAPTURED
+
+
 async def _plain(two: Pair, where: Host) -> str:
     return _stripped(await two.rules(where))
 

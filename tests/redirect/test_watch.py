@@ -6,8 +6,9 @@ import pytest
 
 from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Kernel
+from redirect.route_watch import RouteWatch
 from redirect.watch import Watch
-from tests.redirect.traffic import nft
+from tests.redirect.traffic import ip, nft
 
 DESIRED = Desired((Capture("shop/web", Recognise(uid=1001), 15101),), frozenset({("10.0.0.1", 80)}))
 
@@ -20,7 +21,7 @@ def watch(kernel: Kernel) -> Iterator[Watch]:
     watch.close()
 
 
-def _readable(watch: Watch) -> bool:
+def _readable(watch: Watch | RouteWatch) -> bool:
     return bool(select.select([watch], [], [], 0)[0])
 
 
@@ -58,6 +59,31 @@ def test_our_own_changes_and_other_tables_are_no_news(netns: str, kernel: Kernel
     nft(netns, "add table inet other")
     nft(netns, "add set inet other mesh4 { type inet_service; }")
     assert watch.foreign() == []
+
+
+@pytest.mark.parametrize("version", ["-4", "-6"])
+@pytest.mark.parametrize("what", ["rule", "route"])
+def test_routing_that_is_taken_away(netns: str, kernel: Kernel, version: str, what: str) -> None:
+    kernel.apply(DESIRED)
+    watch = kernel.watch_routes()
+    try:
+        table = str(DESIRED.marks.route_table)
+        ip(netns, version, "route", "add", "local", "default", "dev", "lo", "table", "7777")
+        ip(netns, version, "route", "flush", "table", "7777")  # somebody else's
+        assert not watch.foreign()
+        if what == "rule":
+            ip(netns, version, "rule", "del", "priority", str(DESIRED.marks.rule_priority))
+        else:
+            ip(netns, version, "route", "flush", "table", table)
+        assert _readable(watch)
+        assert watch.foreign()
+        (lost,) = kernel.reroute(DESIRED.marks)
+        assert f"{'IPv4' if version == '-4' else 'IPv6'} routing {what}" in lost
+        assert kernel.differences(DESIRED) == []
+        assert kernel.reroute(DESIRED.marks) == []
+        assert not watch.foreign()
+    finally:
+        watch.close()
 
 
 def test_more_news_than_fit(netns: str, kernel: Kernel) -> None:
