@@ -26,12 +26,21 @@ class Carrier(Protocol):
         """End it at once, both ways, with a reset."""
 
 
+class Account(Protocol):
+    """What a connection is charged to (see budgets)."""
+
+    def give(self, descriptors: int) -> None:
+        """It has ended."""
+
+
 class Entry:
     """One connection. Filled in as its facts become known."""
 
     __slots__ = (
+        "account",
         "carried",
         "carrier",
+        "descriptors",
         "destination",
         "direction",
         "dry_run",
@@ -39,6 +48,7 @@ class Entry:
         "id",
         "opaque",
         "opened",
+        "over_budget",
         "policy",
         "preface",
         "reason",
@@ -73,6 +83,9 @@ class Entry:
         self.facts: Facts | None = None  # what it was judged by; None before, and at the source's end
         self.state: Literal["opening", "open", "closed"] = "opening"
         self.carrier: Carrier | None = None
+        self.account: Account | None = None  # that it is charged to, as so many descriptors
+        self.descriptors = 0
+        self.over_budget = False
 
     def judged(self, facts: Facts, decision: Decision, *, opaque: bool) -> None:
         """Keep what is needed to tell of the decision, and to judge again."""
@@ -103,6 +116,7 @@ class Entry:
             dry_run=self.dry_run,
             opaque=self.opaque,
             preface=len(self.preface),
+            over_budget=self.over_budget,
             state=self.state,
         )
 
@@ -136,6 +150,8 @@ class Book:
         if self.live.pop(entry.id, None) is None:
             return
         self._opening.pop(entry.id, None)
+        if entry.account is not None:
+            entry.account.give(entry.descriptors)
         if reason and not entry.reason:
             entry.reason = reason
         if entry.verdict is Verdict.ALLOWED:

@@ -47,7 +47,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     `carried` says that it came about: bytes could flow.
     `policy` says which rule allowed it, `dry_run` which dry-run policy would not have. `opaque` says that a setting
     has it carried without ever being taken for HTTP. `preface` counts the bytes of the PROXY header that the
-    application got first; `sent` has none of them.
+    application got first; `sent` has none of them. `over_budget` says that a limit of its workload refused it.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
     dry_run: str = ""
     opaque: bool = False
     preface: int = 0
+    over_budget: bool = False
     state: Literal["opening", "open", "closed"] = "open"
 
 

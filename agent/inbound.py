@@ -13,6 +13,7 @@ from agent import opaque, proxyheader
 from agent.admission import Admission, endpoint, parse_authority, parse_forwarded
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
+from agent.budgets import Budgets
 from agent.connections import Direction, Party, Security, Verdict
 from agent.policy import Facts
 from agent.relay.leg import Leg, abort
@@ -55,6 +56,7 @@ class Inbound:
     def __init__(self, relay: Relay, book: Book, stocks: Stocks, marks: Marks, authorizer: Authorizer) -> None:
         self._relay, self._book, self._stocks, self.marks = relay, book, stocks, marks
         self._authorizer, self._admission = authorizer, Admission(authorizer)
+        self.budgets = Budgets()
 
     def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
         """Judge; why not, or nothing. The entry keeps what is needed to judge again."""
@@ -85,6 +87,9 @@ class Inbound:
         if ruling.status != 200 or not judged:
             self._answer(link, asked, entry, ruling.status, ruling.reason)
             return
+        if over := self.budgets.charge(snapshot, judged.workload, Direction.INBOUND, entry):
+            self._answer(link, asked, entry, 503, over)
+            return
         try:
             sock = self._dialled(snapshot, judged.workload, judged.where, ruling.caller, entry)
         except OSError as error:
@@ -96,7 +101,8 @@ class Inbound:
     def _answer(self, link: Link, asked: Asked, entry: Entry, status: int, reason: str) -> None:
         link.core.answer(asked.stream, status)
         link.touch()
-        self._book.close(entry, Verdict.FAILED if status == 503 else Verdict.REFUSED, reason)
+        failed = status == 503 and not entry.over_budget
+        self._book.close(entry, Verdict.FAILED if failed else Verdict.REFUSED, reason)
         link.freed()
 
     # ---- captured in plaintext
@@ -120,7 +126,8 @@ class Inbound:
             return
         domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
         entry.destination = Party(found.title, str(found.identity(domain)), endpoint(*where))
-        if reason := self._denied(snapshot, entry, Facts(None, peer[0], *where), found):
+        reason = self._denied(snapshot, entry, Facts(None, peer[0], *where), found)
+        if reason or (reason := self.budgets.charge(snapshot, found, Direction.INBOUND, entry, 2)):
             self._refuse(sock, entry, reason)
             return
         self._join(snapshot, sock, found, where, peer[0], [entry])
@@ -144,7 +151,8 @@ class Inbound:
         entry = self._book.enter(Direction.INBOUND, Security.LOCAL, out.source)
         entry.destination = party
         out.trace = entry.trace = os.urandom(16).hex()
-        if reason := self._denied(snapshot, entry, Facts(source, caller, *where), destination):
+        reason = self._denied(snapshot, entry, Facts(source, caller, *where), destination)
+        if reason or (reason := self.budgets.charge(snapshot, destination, Direction.INBOUND, entry)):
             self._refuse(sock, entry, reason)
             self._book.close(out, Verdict.REFUSED, reason)
             return

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 
 from agent.messages import Role
@@ -11,7 +11,7 @@ from agent.relay.loop import ACCEPT, Relay
 Accepted = Callable[[str, socket.socket, tuple[str, int]], None]
 """(workload or "", the connection, which now belongs to the callee, the caller's address)"""
 
-_BURST = 64  # connections taken from one listener in one round
+_BURST = 16  # connections taken from one listener in one round: what a neighbour's waits for, when another is flooded
 _PASSING = frozenset(
     {
         *(errno.ECONNABORTED, errno.EAGAIN, errno.EINTR, errno.EPERM, errno.ETIMEDOUT),
@@ -27,13 +27,14 @@ class Listeners:
     """Accepts in the relay's rounds, level-triggered: what is left in a queue comes round again.
 
     When descriptors or memory run out the listener rests until `resume`, and callers wait in its queue: it would be
-    ready all the time, to no end.
+    ready all the time, to no end. So do the listeners of the workloads in `storming`.
     """
 
     def __init__(self, relay: Relay, accepted: dict[Role, Accepted]) -> None:
         self._relay, self._accepted = relay, accepted
         self._socks: dict[int, socket.socket] = {}
         self._resting: dict[int, Callable[[], None]] = {}
+        self.storming: Set[str] = frozenset()
 
     def add(self, number: int, role: Role, workload: str, sock: socket.socket) -> None:
         """Accept at `sock`, which is ours from here."""
@@ -71,10 +72,16 @@ class Listeners:
                 if error.errno in _PASSING:
                     return
                 if error.errno in _SHORT:
-                    fd, ready = sock.fileno(), partial(self._ready, number, sock, accepted, workload)
-                    self._relay.unregister(fd)
-                    self._resting[number] = partial(self._relay.register, fd, ready, ACCEPT)
+                    self._rest(number, sock, accepted, workload)
                     return
                 raise
             connection.setblocking(False)
             accepted(workload, connection, peer)
+            if workload in self.storming:
+                self._rest(number, sock, accepted, workload)
+                return
+
+    def _rest(self, number: int, sock: socket.socket, accepted: Accepted, workload: str) -> None:
+        fd, ready = sock.fileno(), partial(self._ready, number, sock, accepted, workload)
+        self._relay.unregister(fd)
+        self._resting[number] = partial(self._relay.register, fd, ready, ACCEPT)

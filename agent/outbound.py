@@ -97,7 +97,10 @@ class Outbound:
         if snapshot is not self._seen or len(self._ways) >= _WAYS:
             self._seen = snapshot
             self._ways.clear()
-        if way := self._ways.get((workload, where)):
+        if over := self._inbound.budgets.spend(snapshot, workload, entry):
+            entry.destination = Party(address=endpoint(*where))
+            self._refuse(sock, entry, over)
+        elif way := self._ways.get((workload, where)):
             self._through(way, sock, entry)
         else:
             self._route(snapshot, workload, sock, entry, peer[0], where)

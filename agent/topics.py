@@ -253,6 +253,7 @@ class Topics:
             bypassed={w: c.bypassed for w, c in counts.items()},
             passed={w: c.passed for w, c in counts.items() if c.passed},
             unmeshed={w: {"allowed": c.unmeshed, "dns": c.dns, "blocked": c.blocked} for w, c in counts.items()},
+            over_budget=self.ledger.over_budget,
             gauges={**gauges, "connections": len(live), "tunnels": len(tunnels)},
             log_dropped=self.log_dropped(),
             records_dropped=self.ledger.dropped,

@@ -15,6 +15,7 @@ import trio
 from agent import privileges
 from agent.authorize import Authorizer
 from agent.book import Book
+from agent.budgets import Budgets
 from agent.channel import Channel, ChannelClosedError, worker_end
 from agent.connections import Tunnel, Verdict
 from agent.credentials import Credentials
@@ -83,6 +84,7 @@ class Worker:
         self.authorizer = Authorizer()
         inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark), self.authorizer)
         self.inbound = inbound
+        inbound.budgets = Budgets(config.workers)
         shared = Shared()
         self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
         self.arrivals = Arrivals(
@@ -106,6 +108,7 @@ class Worker:
                 Role.TUNNEL: lambda _name, sock, peer: self.arrivals.arrived(sock, peer),
             },
         )
+        self.listeners.storming = inbound.budgets.resting
         self._nursery = nursery
 
     def say(self, message: FromWorker) -> bool:
@@ -230,6 +233,7 @@ class Worker:
             await trio.sleep(1)
             now = time.monotonic()
             self.book.expire(_OPENING)
+            self.inbound.budgets.tick(self.snapshot)
             self.listeners.resume()
             for link in self.links:
                 link.core.tick()

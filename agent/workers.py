@@ -95,6 +95,7 @@ class Workers:
         self._nursery: trio.Nursery | None = None
         self._draining = False
         self._borrowing = True
+        self._count = 1
         self.restarts = 0
         self.overtime = 0.0
         """Seconds that connections may outlive the certificates of their tunnel; for workers started from then on."""
@@ -212,7 +213,7 @@ class Workers:
     async def run(self, count: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep `count` workers going until cancelled (they are killed) or drained (they end by themselves)."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery, self._count = nursery, count
             for slot in range(count):
                 nursery.start_soon(self._keep, slot)
             task_status.started()
@@ -254,7 +255,7 @@ class Workers:
     def _configure(self, child: Child) -> Configure:
         uid, gid = self._account
         spoof = self._marks.spoof if self._borrowing else 0
-        return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid, self.overtime)
+        return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid, self.overtime, self._count)
 
     def _hand_over(self, child: Child) -> None:
         if child.draining:

@@ -1,9 +1,9 @@
 """What workers report of connections, taken down: counted, logged, and the last ones kept to be asked about."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
-from agent.connections import Connection
+from agent.connections import Connection, Direction
 from agent.messages import Closed
 from agent.telemetry.access_log import AccessLog
 from agent.telemetry.metrics import TcpCounts
@@ -18,6 +18,8 @@ class Ledger:
     def __init__(self, access_log: AccessLog | None, clock: Callable[[], float]) -> None:
         self.counts = TcpCounts()
         self.dropped = 0
+        self.over_budget: Counter[tuple[str, str]] = Counter()
+        """Connections by the workload whose limit refused them, and direction."""
         self.closed: deque[Connection] = deque(maxlen=KEEP)
         self._access_log = access_log
         self._clock = clock
@@ -29,5 +31,9 @@ class Ledger:
         self.closed.extend(message.connections)
         for connection in message.connections:
             self.counts.closed(connection, now)
+            if connection.over_budget:
+                outbound = connection.direction is Direction.OUTBOUND
+                whose = connection.source if outbound else connection.destination
+                self.over_budget[whose.workload, connection.direction.value] += 1
         if self._access_log and message.connections:
             self._access_log.write(message.connections)

@@ -112,7 +112,7 @@ class TcpCounts:
 class Facts:
     """What else a scrape shows. `expiry` is unix time by identity, `standing` certificates by good, late and ended;
     `captured`, `bypassed` and `passed` are connections by workload, `unmeshed` packets by workload and what became of
-    them."""
+    them, `over_budget` connections by workload and direction."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
     standing: Mapping[str, int] = field(default_factory=dict)
@@ -121,6 +121,7 @@ class Facts:
     bypassed: Mapping[str, int] = field(default_factory=dict)
     passed: Mapping[str, int] = field(default_factory=dict)
     unmeshed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    over_budget: Mapping[tuple[str, str], int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     log_dropped: int = 0
     records_dropped: int = 0
@@ -197,6 +198,14 @@ def _own(facts: Facts) -> Iterable["Metric"]:
         for workload, count in sorted(by_workload.items()):
             metric.add_metric([workload], count)
         yield metric
+    refused = CounterMetricFamily(
+        "culvert_over_budget_connections",
+        "Connections that a limit of their workload refused.",
+        labels=["workload", "direction"],
+    )
+    for labels, count in sorted(facts.over_budget.items()):
+        refused.add_metric(labels, count)
+    yield refused
     packets = CounterMetricFamily(
         "culvert_unmeshed_packets",
         "Packets of workloads that are not TCP, so that the mesh does not carry them.",
@@ -243,7 +252,7 @@ def _labels(c: Connection, verdict: Verdict) -> tuple[str, ...]:
         "unknown",
         "tcp",
         _SECURITY[c.security],
-        _FLAGS[verdict],
+        "UO" if c.over_budget else _FLAGS[verdict],
     )
 
 

@@ -8,6 +8,7 @@ import msgspec
 from ca.duration import Duration
 from ca.identity import check_trust_domain
 from ca.resources.capture import CaptureSettings
+from ca.resources.limits import Limits
 from ca.resources.metadata import API_VERSION, Key, Metadata, Selector
 
 SHORTEST_LIFE, LONGEST_LIFE = Duration(3600), Duration(90 * 86400)
@@ -43,14 +44,16 @@ class Egress(enum.Enum):
 
 class MeshSpec(msgspec.Struct, frozen=True, rename="camel"):
     """`trust_domain` is set by `culvert central init` and cannot change afterwards. `capture` holds for every workload,
-    besides what it says itself. `certificate_life` (as in 24h) is how long a workload's certificate is good for, from
-    the next one on; None leaves it to the centre's setting `lives.workload`."""
+    besides what it says itself, and each of `limits` for those that do not say another. `certificate_life` (as in 24h)
+    is how long a workload's certificate is good for, from the next one on; None leaves it to the centre's setting
+    `lives.workload`."""
 
     trust_domain: str
     enrolment: Selector = Selector({"mesh": "on"})
     mode: Mode = Mode.PERMISSIVE
     egress: Egress = Egress.BYPASS
     capture: CaptureSettings = CaptureSettings()
+    limits: Limits = Limits()
     certificate_life: str | None = None
 
     def __post_init__(self) -> None:

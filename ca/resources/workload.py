@@ -11,6 +11,7 @@ import msgspec
 from ca.identity import WorkloadIdentity, check_name
 from ca.resources.capture import CaptureSettings, FailMode
 from ca.resources.capture import Port as Port
+from ca.resources.limits import Limits
 from ca.resources.metadata import API_VERSION, Key, Metadata, check_labels
 
 NEVER_CAPTURED = frozenset({22, 15000, 15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053})
@@ -98,6 +99,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     found: Origin | None = None
     capture: CaptureSettings = CaptureSettings()
     source_address: SourceAddress = SourceAddress.PRESERVE
+    limits: Limits = Limits()
     fail_mode: FailMode = FailMode.CLOSED
 
     def __post_init__(self) -> None:
