@@ -54,6 +54,7 @@ class DiscoverySettings(msgspec.Struct, frozen=True):
         Path("/run/docker.sock"),
         Path("/run/podman/podman.sock"),
     )
+    users: Annotated[str, _doc("File that says which users are workloads; empty: none.")] = "/etc/culvert/users.toml"
     linger: Annotated[Seconds, _doc("How long a port that nobody declared stays without a listener.")] = Duration(60)
 
 

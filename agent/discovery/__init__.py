@@ -7,6 +7,7 @@ sections      that section; names and cgroups of units
 dbus          questions to systemd
 containers    containers with labels culvert.io/...
 docker        the Docker API
+users         users of the machine
 folders       changes in directories (inotify)
 listening     ports that nobody declared
 merge         what all sources see -> what the node reports; conflicts

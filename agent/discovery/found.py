@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
+from ca.resources.kinds import decode, encode
 from ca.resources.metadata import Key, Metadata
 from ca.resources.workload import Match, Origin, Workload, WorkloadSpec
 
@@ -30,7 +33,11 @@ class Found:
     def __post_init__(self) -> None:
         if not self.namespace or not self.service_account:
             raise ValueError(f"it has no {'serviceAccount' if self.namespace else 'namespace'}; give it one")
-        self.workload("node", self.ports or ())
+        try:
+            # Numbers have their limits on the wire only.
+            decode(encode(self.workload("node", self.ports or ())))
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from error
 
     @property
     def key(self) -> Key:

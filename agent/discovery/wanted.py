@@ -7,6 +7,7 @@ from agent.discovery.containers import Containers
 from agent.discovery.files import Files
 from agent.discovery.found import Source
 from agent.discovery.units import Units
+from agent.discovery.users import Users
 from agent.settings import DiscoverySettings
 
 
@@ -18,3 +19,5 @@ def sources(settings: DiscoverySettings, node: str, run_dir: Path, moved: Callab
         yield Units(node)
     if settings.containers:
         yield Containers(node, settings.containers, run_dir / "netns", moved)
+    if settings.users:
+        yield Users(Path(settings.users), node)

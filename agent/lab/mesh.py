@@ -61,6 +61,7 @@ class Node:
             "CULVERT_AGENT_DRAIN": "1s",
             "CULVERT_AGENT_DISCOVERY_SYSTEMD": "false",
             "CULVERT_AGENT_DISCOVERY_CONTAINERS": "",
+            "CULVERT_AGENT_DISCOVERY_USERS": str(self.directory / "users.toml"),
             "CULVERT_AGENT_DISCOVERY_LINGER": "2s",
             "CULVERT_AGENT_DISCOVERY_FILES": str(self.directory / "workloads.d"),
             **self.settings,

@@ -46,6 +46,8 @@ def test_the_first_source_goes_first(one: Found, other: Found, why: str) -> None
         ({"service_account": ""}, "it has no serviceAccount"),
         ({"name": "A"}, "name 'A' is not a name"),
         ({"ports": (22,)}, "port 22 is never captured"),
+        ({"ports": (70000,)}, "Expected `int` <= 65535"),
+        ({"match": Match(uid=2**32)}, "Expected `int` <= 4294967294"),
         ({"labels": {"a b": "c"}}, "label key 'a b'"),
     ],
 )
