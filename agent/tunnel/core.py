@@ -24,17 +24,12 @@ it at once. Frames for forgotten streams count for the connection's window and a
 
 from collections.abc import Iterator
 
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
-import h2.exceptions
-import h2.settings
 from h2.settings import SettingCodes
 
 from agent.tunnel import frames
 from agent.tunnel.frames import Frame, ProtocolError, Splitter
 from agent.tunnel.headers import BlockReader, BlockWriter, Connect, HeaderError
+from agent.tunnel.negotiation import MAX_STREAMS, Negotiation
 from agent.tunnel.stream import (
     MAX_WINDOW,
     STREAM_WINDOW,
@@ -52,8 +47,6 @@ from agent.tunnel.stream import (
 )
 
 CONNECTION_WINDOW = 2**24
-MAX_STREAMS = 1000
-"""Streams a peer may have open on one tunnel."""
 _INITIAL = 65535  # every window before SETTINGS or WINDOW_UPDATE say otherwise
 _WINDOW_LIMIT = 2**31 - 1
 CALM = 10_000
@@ -95,21 +88,8 @@ class Core:
         self._last_id = -1 if client else 0  # the highest stream opened
         self._block: tuple[int, int, bytearray] | None = None  # HEADERS that CONTINUATION goes on
         self._idle_frames = 0
-        self._preface = b"" if client else b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, header_encoding=None))
-        self._h2.local_settings = h2.settings.Settings(
-            client=client,
-            initial_values={
-                SettingCodes.HEADER_TABLE_SIZE: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                SettingCodes.MAX_FRAME_SIZE: frames.MAX_FRAME,
-                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-                SettingCodes.MAX_HEADER_LIST_SIZE: 2**14,
-                **({SettingCodes.ENABLE_PUSH: 0} if client else {}),
-            },
-        )
-        self._h2.initiate_connection()
-        self.outgoing += self._h2.data_to_send()
+        self._negotiation = Negotiation(client=client)
+        self.outgoing += self._negotiation.said
         self.outgoing += frames.window_update(0, CONNECTION_WINDOW - _INITIAL)
 
     # ---- sending
@@ -189,8 +169,8 @@ class Core:
     def ping(self) -> None:
         """Ask for a sign of life; `pinged` until it comes."""
         self.pinged = True
-        self._h2.ping(b"culvert!")
-        self.outgoing += self._h2.data_to_send()
+        self._negotiation.ping()
+        self.outgoing += self._negotiation.said
 
     def drain(self, code: int = frames.NO_ERROR, why: str = "") -> None:
         """Take no new streams; those open go on."""
@@ -208,8 +188,8 @@ class Core:
         """Act on what the peer sent; raises CoreError."""
         events: list[Event] = []
         try:
-            if self._preface:
-                data = self._start(data)
+            if not self._negotiation.greeted:
+                data = self._negotiation.greet(data)
             received = self._received
             if self._block is None and not self._splitter.within:
                 data = data[self._whole_data(data, events) :]
@@ -225,15 +205,6 @@ class Core:
             self.drain(error.code or frames.PROTOCOL_ERROR, str(error))
             raise CoreError(error.code, str(error), events) from error
         return events
-
-    def _start(self, data: memoryview) -> memoryview:
-        n = min(len(self._preface), len(data))
-        if data[:n] != self._preface[:n]:
-            raise ProtocolError(frames.PROTOCOL_ERROR, "this is no HTTP/2")
-        self._preface = self._preface[n:]
-        if not self._preface:
-            self._h2.receive_data(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        return data[n:]
 
     def _whole_data(self, data: memoryview, events: list[Event]) -> int:
         """Act on the whole, plain DATA frames that `data` begins with; -> their length. What nearly all arrivals are
@@ -399,18 +370,14 @@ class Core:
         return GoAway(code, unseen)
 
     def _negotiate(self, frame: Frame) -> Iterator[Event]:
-        try:
-            events = self._h2.receive_data(frame.raw)
-        except h2.exceptions.ProtocolError as error:
-            raise ProtocolError(int(getattr(error, "error_code", 1)), str(error)) from error
-        self.outgoing += self._h2.data_to_send()
-        for event in events:
-            if isinstance(event, h2.events.PingAckReceived):
-                self.pinged = False
-            elif isinstance(event, h2.events.SettingsAcknowledged):
-                self._reader.settle()
-            elif isinstance(event, h2.events.RemoteSettingsChanged):
-                yield from self._settle({code: change.new_value for code, change in event.changed_settings.items()})
+        heard = self._negotiation.hear(frame.raw)
+        self.outgoing += self._negotiation.said
+        if heard.alive:
+            self.pinged = False
+        if heard.acknowledged:
+            self._reader.settle()
+        if heard.changed is not None:
+            yield from self._settle(heard.changed)
 
     def _settle(self, changed: dict[int, int]) -> Iterator[Event]:
         self.max_frame = changed.get(SettingCodes.MAX_FRAME_SIZE, self.max_frame)

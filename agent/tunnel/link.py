@@ -15,13 +15,13 @@ its way here, and a reset takes along what the kernel has not delivered yet.
 import socket
 import time
 from collections import OrderedDict, deque
-from typing import Protocol
 
 from agent.connections import Direction, Tunnel
 from agent.relay.loop import BATCH, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
 from agent.tunnel import frames
 from agent.tunnel.core import Core, CoreError
 from agent.tunnel.frames import DATA, HEADER_SIZE
+from agent.tunnel.owner import NOBODY, Owner, Watcher
 from agent.tunnel.stream import Answered, Asked, Data, Ended, GoAway, Reset, Settled, Stream, Writable
 from agent.tunnel.terms import Terms
 from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError
@@ -31,44 +31,6 @@ _READS = 4  # reads of BUFFER a link may take in one round
 _BACKLOG = 2**22
 """Bytes that may wait for a peer that does not read. A batch waits at most; the rest are answers to what the peer keeps
 asking, and would grow for as long as it likes."""
-
-
-class Owner(Protocol):
-    """What a stream's `owner` does about its events; see relay.leg.Leg."""
-
-    def receive(self, payload: memoryview | bytes) -> None:
-        """Take a piece of DATA; it is valid until `deliver`."""
-
-    def deliver(self) -> None:
-        """The pieces of this read are complete."""
-
-    def ended(self) -> None:
-        """The peer sends no more."""
-
-    def reset(self, code: int) -> None:
-        """The peer reset the stream."""
-
-    def answered(self, status: int) -> None:
-        """The peer answered the CONNECT."""
-
-    def pump(self) -> None:
-        """There is room to send again."""
-
-    def broken(self, reason: str, *, unseen: bool = False) -> None:
-        """The tunnel is gone; with `unseen` the peer is known not to have looked at the stream."""
-
-
-class Watcher(Protocol):
-    """Who is told about a link as a whole."""
-
-    def asked(self, link: "Link", asked: Asked) -> None:
-        """The peer opened a stream; the watcher sets its owner or answers it."""
-
-    def roomier(self, link: "Link") -> None:
-        """Streams ended, or the peer's settings came: it may carry more."""
-
-    def leaving(self, link: "Link") -> None:
-        """It takes no new streams (GOAWAY), or is closed."""
 
 
 class Link:
@@ -349,7 +311,7 @@ class Link:
                 case Asked(stream):
                     self._watcher.asked(self, event)
                     if stream.owner is None:
-                        stream.owner = _NOBODY  # it was refused, and more of it may follow in this very read
+                        stream.owner = NOBODY  # it was refused, and more of it may follow in this very read
                 case Writable(stream):
                     if stream is None:
                         self._wake()
@@ -442,24 +404,3 @@ class Link:
         for stream in self.core.abandon():
             if stream.owner is not None:
                 stream.owner.broken(self.reason)
-
-
-class _Nobody:
-    """Owns the streams that were refused."""
-
-    def receive(self, payload: memoryview | bytes) -> None: ...
-
-    def deliver(self) -> None: ...
-
-    def ended(self) -> None: ...
-
-    def reset(self, code: int) -> None: ...
-
-    def answered(self, status: int) -> None: ...
-
-    def pump(self) -> None: ...
-
-    def broken(self, reason: str) -> None: ...
-
-
-_NOBODY = _Nobody()

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.tunnel import frames
-from agent.tunnel.core import CONNECTION_WINDOW, MAX_STREAMS, CoreError
+from agent.tunnel.core import CONNECTION_WINDOW, CoreError
 from agent.tunnel.frames import ProtocolError
+from agent.tunnel.negotiation import MAX_STREAMS
 from agent.tunnel.stream import MAX_WINDOW, STREAM_WINDOW, Answered, Budget, GoAway, Settled, Writable
 from tests.agent.tunnel.peers import ASK, Ours, Theirs, shuttle
 

@@ -9,8 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from agent.tunnel import core as core_module
-from agent.tunnel import frames
+from agent.tunnel import core, frames, negotiation
 from agent.tunnel.pool import WAITING, Shared
 from ca import x509
 from ca.identity import WorkloadIdentity
@@ -24,12 +23,10 @@ API = WorkloadIdentity("shop.example", "shop", "api")
 @contextmanager
 def offering(count: int):
     """What is opened here allows its peers only so many streams."""
-    real = core_module.MAX_STREAMS
-    core_module.MAX_STREAMS = count
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (core, negotiation):
+            patch.setattr(module, "MAX_STREAMS", count)
         yield
-    finally:
-        core_module.MAX_STREAMS = real
 
 
 async def answered(host: Host, *wanted) -> None:
@@ -219,8 +216,8 @@ async def test_settings_that_lower_the_cap_are_obeyed():
         first = [web.want(port) for _ in range(3)]
         await answered(web, *first)
         (arrived,) = db.arrivals.links
-        arrived.core._h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 3})
-        arrived.core.outgoing += arrived.core._h2.data_to_send()
+        arrived.core._negotiation._h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 3})
+        arrived.core.outgoing += arrived.core._negotiation.said
         arrived.touch()
         await soon(lambda: first[0].link.core.full)
         other = web.want(port)
