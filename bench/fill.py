@@ -1,4 +1,5 @@
-"""CREDENTIAL NODE COUNT: give the centre COUNT more workloads, enrolled, on a node that never joins.
+"""CREDENTIAL NODE WORKLOADS POLICIES: give the centre so many more workloads, enrolled, on a node that never joins, and
+so many policies for the server that is measured, which allow others.
 
 A program of its own, because the centre is reached from inside its network namespace. It calls the centre as
 `culvert apply` does, only without the YAML: to read 100,000 documents takes minutes that nobody wants to measure.
@@ -11,11 +12,13 @@ from pathlib import Path
 import msgspec
 import trio
 
+from bench.peers.objects import NAMESPACE
 from ca.client import Client
 from ca.contract import ApplyRequest
 from ca.credential import load
 from ca.resources.kinds import encode
-from ca.resources.metadata import Metadata
+from ca.resources.metadata import Metadata, Selector
+from ca.resources.policy import AuthorizationPolicy, AuthorizationPolicySpec, From, Rule, Source
 from ca.resources.workload import Match, Workload, WorkloadSpec
 
 BATCH = 5_000
@@ -38,12 +41,26 @@ def filler(node: str, number: int) -> Workload:
     )
 
 
-async def fill(credential: Path, node: str, count: int) -> None:
+def policies(count: int) -> Iterator[list[AuthorizationPolicy]]:
+    """Policies of the measured server that name other callers, each its own."""
+    for first in range(0, count, BATCH):
+        yield [_policy(number) for number in range(first, min(first + BATCH, count))]
+
+
+def _policy(number: int) -> AuthorizationPolicy:
+    source = Source(principals=(f"bench.example/ns/{NAMESPACE}/sa/never-{number}",))
+    spec = AuthorizationPolicySpec(selector=Selector({"app": "server"}), rules=(Rule((From(source),)),))
+    return AuthorizationPolicy(Metadata(f"never-{number}", NAMESPACE), spec)
+
+
+async def fill(credential: Path, node: str, workload_count: int, policy_count: int) -> None:
     """Apply them all. ClientError when the centre does not take them."""
     client = Client.of_operator(load(credential))
-    for batch in fillers(node, count):
-        await client.apply(ApplyRequest([msgspec.Raw(encode(workload)) for workload in batch]))
+    for workloads in fillers(node, workload_count):
+        await client.apply(ApplyRequest([msgspec.Raw(encode(each)) for each in workloads]))
+    for allowing in policies(policy_count):
+        await client.apply(ApplyRequest([msgspec.Raw(encode(each)) for each in allowing]))
 
 
 if __name__ == "__main__":
-    trio.run(fill, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    trio.run(fill, Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -16,6 +16,8 @@ from bench.schedule import Plan
 
 SIZES = (10, 1_000, 100_000)
 """Workloads in the registry, for the cost of a large mesh."""
+POLICIES = 10_000
+"""Policies of the server, none of which names the client."""
 
 QUICK_SECONDS = 190.0
 """Leaves a `quick` of four minutes room to start and to clean up."""
@@ -31,9 +33,9 @@ def quick_peers() -> list[Peer]:
     return [EnvoyHbone(), Culvert()]
 
 
-def sized_peers(sizes: tuple[int, ...] = SIZES) -> list[Peer]:
-    """Culvert with meshes of several sizes."""
-    return [Culvert(f"culvert-{size}", size) for size in sizes]
+def sized_peers() -> list[Peer]:
+    """Culvert with meshes of several sizes, and with many policies."""
+    return [*(Culvert(f"culvert-{size}", size) for size in SIZES), Culvert("culvert-policies", policies=POLICIES)]
 
 
 def quick() -> Plan:

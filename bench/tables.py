@@ -51,7 +51,8 @@ def section(main: Record, scale: Record | None = None) -> str:
         names = list(dict.fromkeys(s.peer for s in scale.samples))
         parts += [
             "### Against the size of the mesh",
-            "`culvert-N` has N more workloads in its registry, all enrolled, elsewhere and silent.",
+            "`culvert-N` has N more workloads in its registry, all enrolled, elsewhere and silent; `culvert-policies` "
+            "has 10,000 more policies for the server, which allow others.",
             _table(Results(scale.samples), names, 1, SCALE),
         ]
     parts += [_troubles([main, scale] if scale else [main])]

@@ -59,10 +59,12 @@ class CountedLab(Lab):
 
 @dataclass(slots=True)
 class Culvert:
-    """`workloads` is how many more the registry holds, none of which says a word."""
+    """`workloads` is how many more the registry holds, none of which says a word; `policies` how many more the server
+    has, which allow others."""
 
     name: str = "culvert"
     workloads: int = 0
+    policies: int = 0
     settings: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     mesh: RunningMesh | None = None
@@ -103,18 +105,20 @@ class Culvert:
         await mesh.start_agent(member)
 
     async def _fill(self, mesh: RunningMesh) -> None:
-        """Other workloads, on a node that is invited and never comes."""
-        if not self.workloads:
+        """Other workloads, on a node that is invited and never comes, and policies for others."""
+        if not (self.workloads or self.policies):
             return
         began = trio.current_time()
         await mesh.operator("central", "token", "create", "--node", ELSEWHERE)
         argv = [sys.executable, "-m", "bench.fill", str(mesh.directory / "operator.json"), ELSEWHERE]
-        done = await programs.run(Place(mesh.centre.namespace), [*argv, str(self.workloads)], FILL_WITHIN, env=mesh.env)
+        argv += [str(self.workloads), str(self.policies)]
+        done = await programs.run(Place(mesh.centre.namespace), argv, FILL_WITHIN, env=mesh.env)
         if not done.ok:
             raise CulvertError(f"the registry could not be filled: {done.errors}")
         await mesh.settled(FILL_WITHIN)
         seconds = trio.current_time() - began
-        self.notes.append(f"{self.workloads:,} workloads were applied and acted on by both agents in {seconds:.0f} s")
+        what = f"{self.workloads:,} workloads" if self.workloads else f"{self.policies:,} policies"
+        self.notes.append(f"{what} were applied and acted on by both agents in {seconds:.0f} s")
 
     async def aim(self, port: int) -> Site:
         """Nothing to do: both ports are captured. Fails when what was just sent did not travel in a tunnel."""
