@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
 from OpenSSL import SSL
 
 from agent.snapshot import Snapshot
@@ -16,11 +17,13 @@ ALPN = b"h2"
 
 @dataclass(slots=True)
 class Arrival:
-    """Goes with a handshake on 15008: the address dialled, what was asked for there, and whom we answered as."""
+    """Goes with a handshake on 15008: the address dialled, what was asked for there, and whom we answered as. `awaited`
+    is who was meant when it is a local identity that has no certificate yet."""
 
     address: str
     asked: str = ""
     identity: WorkloadIdentity | None = None
+    awaited: WorkloadIdentity | None = None
 
 
 class Credentials:
@@ -35,6 +38,7 @@ class Credentials:
         self._server: dict[WorkloadIdentity, SSL.Context] = {}
         self._names: dict[str, WorkloadIdentity] = {}
         self._front: SSL.Context | None = None
+        self._awaited: dict[WorkloadIdentity, trio.Event] = {}
 
     @property
     def revoked(self) -> Revoked:
@@ -56,6 +60,8 @@ class Credentials:
         self._leaves[identity] = (chain, key)
         self._names[identity.sni] = identity
         self._build(identity, (chain, key))
+        if (event := self._awaited.pop(identity, None)) is not None:
+            event.set()
         return serial(load_chain(chain)[0])
 
     def forget(self, uri: str) -> None:
@@ -69,6 +75,11 @@ class Credentials:
         """The context to dial with as `identity`; None while there is no certificate."""
         return self._client.get(identity)
 
+    async def certified(self, identity: WorkloadIdentity) -> None:
+        """Wait until there is a certificate for it."""
+        if identity not in self._leaves:
+            await self._awaited.setdefault(identity, trio.Event()).wait()
+
     def answering(self) -> SSL.Context:
         """The context for arriving tunnels: it answers as whom the caller asks for (see hbone: SNI, else address)."""
         if self._front is None:
@@ -81,7 +92,18 @@ class Credentials:
         tag.asked = f"server name {name}" if name is not None else f"address {tag.address} without a server name"
         identity = self._names.get(name) if name is not None else self._at(tag.address)
         tag.identity = identity
-        return self._server.get(identity) if identity else None
+        chosen = self._server.get(identity) if identity else None
+        tag.awaited = None if chosen else identity or self._uncertified(name)
+        return chosen
+
+    def _uncertified(self, name: str | None) -> WorkloadIdentity | None:
+        """Whom a server name means that is enrolled here and whose certificate is on its way."""
+        view = self._view()
+        if view.mesh is None:
+            return None
+        domain = view.mesh.spec.trust_domain
+        missing = {workload.identity(domain) for workload in view.here.values()} - self._leaves.keys()
+        return next((identity for identity in missing if identity.sni == name), None)
 
     def _at(self, address: str) -> WorkloadIdentity | None:
         """Whom a caller without a server name means: the one local identity at the address, if there is but one."""

@@ -63,7 +63,7 @@ class Arrivals:
     async def _joined(self, sock: socket.socket, peer: str) -> None:
         try:
             async with self._shaking:
-                machine, local, identity = await accept(sock, self._credentials.answering())
+                machine, local, identity = await accept(sock, self._credentials)
         except HandshakeError as error:
             self._refused(peer, str(error))
             return

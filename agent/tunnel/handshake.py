@@ -8,11 +8,12 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Awaitable, Callable
 
 import trio
 from OpenSSL import SSL
 
-from agent.credentials import ALPN, Arrival
+from agent.credentials import ALPN, Arrival, Credentials
 from ca.identity import WorkloadIdentity
 from ca.tls import Machine, TlsError
 from ca.x509 import CertificateError, identity_of
@@ -20,6 +21,8 @@ from redirect.origdst import dial_socket
 
 TIMEOUT = 5.0
 """Seconds for TCP connect and for the TLS handshake, each: the peers' default connect timeout."""
+PATIENCE = 3.0
+"""Seconds that a peer waits for a certificate that is on its way: signing takes some hundredths. Within TIMEOUT."""
 _CHUNK = 2**14
 _MOST = 2**16  # bytes of handshake that we read; the largest sound one has some kilobytes of certificates
 
@@ -41,7 +44,7 @@ async def dial(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await _connect(sock, address, port)
         machine = Machine(ctx, server=False, server_name=expected.sni)
-        peer = await _shake(sock, machine)
+        _, peer = await _shake(sock, machine)
         if peer != expected:
             raise HandshakeError(f"node {address} proved to be {peer}, not {expected}")
     except BaseException:
@@ -50,14 +53,30 @@ async def dial(
     return sock, machine
 
 
-async def accept(sock: socket.socket, ctx: SSL.Context) -> tuple[Machine, WorkloadIdentity, WorkloadIdentity]:
-    """Answer an arriving tunnel; -> its machine, the identity we answered as, and the peer's."""
+async def accept(sock: socket.socket, credentials: Credentials) -> tuple[Machine, WorkloadIdentity, WorkloadIdentity]:
+    """Answer an arriving tunnel; -> its machine, the identity we answered as, and the peer's.
+
+    A workload that was just enrolled is known to others some milliseconds before its certificate is here: who asks for
+    it meanwhile waits, up to PATIENCE."""
     try:
         arrival = Arrival(sock.getsockname()[0])
-        machine = Machine(ctx, server=True, tag=arrival)
+
+        async def begin_again(heard: bytes) -> Machine | None:
+            if arrival.awaited is None:
+                return None
+            with trio.move_on_after(PATIENCE):
+                await credentials.certified(arrival.awaited)
+                again = Machine(credentials.answering(), server=True, tag=arrival)
+                again.feed(heard)
+                return again
+            return None
+
         try:
-            peer = await _shake(sock, machine)
+            first = Machine(credentials.answering(), server=True, tag=arrival)
+            machine, peer = await _shake(sock, first, begin_again)
         except HandshakeError as error:
+            if arrival.awaited:
+                raise HandshakeError(f"there is no certificate yet for {arrival.awaited}") from error
             if arrival.asked and arrival.identity is None:
                 raise HandshakeError(f"no local workload is meant by {arrival.asked}") from error
             raise
@@ -83,17 +102,29 @@ async def _connect(sock: socket.socket, address: str, port: int) -> None:
         raise HandshakeError(f"cannot connect to node {address} port {port}: {os.strerror(code)}{hint}")
 
 
-async def _shake(sock: socket.socket, machine: Machine) -> WorkloadIdentity:
-    read = 0
+async def _shake(
+    sock: socket.socket, machine: Machine, begin_again: Callable[[bytes], Awaitable[Machine | None]] | None = None
+) -> tuple[Machine, WorkloadIdentity]:
+    """`begin_again` may give another machine for all that the peer has said, when the first one fails over it."""
+    heard = b""
     try:
         with trio.fail_after(TIMEOUT):
-            while not machine.handshake():
+            while True:
+                try:
+                    if machine.handshake():
+                        break
+                except TlsError:
+                    another = await begin_again(heard) if begin_again else None
+                    if another is None:
+                        raise
+                    machine, begin_again = another, None
+                    continue
                 await _send(sock, machine)
                 data = await _receive(sock)
-                read += len(data)
+                heard += data
                 if not data:
                     raise HandshakeError("the peer hung up during the TLS handshake: did it refuse our certificate?")
-                if read > _MOST:
+                if len(heard) > _MOST:
                     raise HandshakeError("the peer talks on and on in its TLS handshake")
                 machine.feed(data)
             await _send(sock, machine)
@@ -108,7 +139,7 @@ async def _shake(sock: socket.socket, machine: Machine) -> WorkloadIdentity:
         raise HandshakeError(f"TLS: {error}") from error
     except OSError as error:
         raise HandshakeError(f"the peer hung up during the TLS handshake: {error.strerror}") from error
-    return _peer(machine)
+    return machine, _peer(machine)
 
 
 async def _receive(sock: socket.socket) -> bytes:

@@ -1,6 +1,7 @@
 """Tunnels that others open here: slow ones, hostile ones, ones of the wrong sort."""
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -231,6 +232,47 @@ async def test_a_name_that_nobody_has_here(name):
         with pytest.raises((tls.TlsError, ConnectionError)):
             await speak(sock, WEB, server_name=name)
         assert await until_refused(db) == [f"no local workload is meant by server name {name}"]
+        await hung_up(sock)
+
+
+# ---- a certificate that is on its way
+
+
+@pytest.mark.parametrize("name", [API.sni, None], ids=["by name", "by address"])
+async def test_who_comes_before_the_certificate_waits_for_it(name):
+    """The view says that API is enrolled here, its certificate is being signed."""
+    async with hosts() as (_, db):
+        known = view(workload("api"))
+        if name is None:  # of a caller without a server name, the address dialled says who is meant
+            known = replace(known, by_address=known.by_address.set("127.0.0.1", frozenset({workload("api").key})))
+        db.credentials._view = lambda: known
+        done = trio.Event()
+        sock = await come(db)
+
+        async def call() -> None:
+            await speak(sock, WEB, server_name=name)
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await soon(lambda: API in db.credentials._awaited)
+            assert not done.is_set()
+            assert db.refusals == []
+            db.credentials.put(str(API), *leaf(API))
+            await done.wait()
+        await soon(lambda: [link.terms.local for link in db.links] == [API])
+        assert db.credentials._awaited == {}
+        sock.close()
+
+
+async def test_a_certificate_that_does_not_come_is_not_awaited_for_ever(monkeypatch):
+    monkeypatch.setattr(handshake, "PATIENCE", 0.05)
+    async with hosts() as (_, db):
+        db.credentials._view = lambda: view(workload("api"))
+        sock = await come(db)
+        with pytest.raises((tls.TlsError, ConnectionError)):
+            await speak(sock, WEB, server_name=API.sni)
+        assert await until_refused(db) == [f"there is no certificate yet for {API}"]
         await hung_up(sock)
 
 
