@@ -20,6 +20,7 @@ from agent.answers import (
 )
 from agent.authorize import Authorizer
 from agent.connections import Connection, Direction
+from agent.openings import skipped
 from agent.policy import Facts
 from agent.route import Direct, Local, Refuse, Tunnel, route
 from agent.snapshot import Snapshot
@@ -84,6 +85,11 @@ def _way(known: Known, source: Workload, address: str, port: int) -> Iterator[Ho
     yield from _node("source node", known, here)
     facts = known.facts.get(here, NodeFacts())
     yield _captured(facts, source)
+    if skipped(view, source, address, port):
+        text = "capture.out.skip names it: it goes on in plaintext, past the mesh, and arrives as a stranger's"
+        yield Hop("route", "ok", f"{address}:{port}", text)
+        yield from _as_a_stranger(known, view, source, address, port)
+        return
     yield _certificate("source certificate", facts, str(source.identity(domain)))
     match route(view, address, port):
         case Refuse(reason):
@@ -107,6 +113,15 @@ def _way(known: Known, source: Workload, address: str, port: int) -> Iterator[Ho
     why = decision.reason or "no policy stands against it"
     yield Hop("policy", "ok" if decision.allowed else "fail", destination.title, why)
     yield _lately(known, here, there, source, destination, port)
+
+
+def _as_a_stranger(known: Known, view: Snapshot, source: Workload, address: str, port: int) -> Iterator[Hop]:
+    """The policy of whoever serves there, for somebody without an identity."""
+    for destination in view.at(address, port):
+        facts = Facts(None, view.address(source), address, port)
+        decision = Authorizer().judge(known.view(destination.spec.node), facts, destination)
+        why = decision.reason or "no policy stands against it"
+        yield Hop("policy", "ok" if decision.allowed else "fail", destination.title, why)
 
 
 def _enrolled(name: str, view: Snapshot, workload: Workload) -> Hop:

@@ -6,6 +6,7 @@ Elsewhere the policy wins, whichever of the two was written later, and the node 
 """
 
 from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
 
 from agent.policy import compile_policies, scoped
 from agent.snapshot import Snapshot
@@ -19,6 +20,12 @@ def skip(snapshot: Snapshot, workload: Workload) -> desired.Skip:
     """What of the workload's own connections is not captured."""
     found = _both(snapshot, workload).out
     return desired.Skip(found.ports, found.cidrs, found.uids)
+
+
+def skipped(snapshot: Snapshot, workload: Workload, address: str, port: int) -> bool:
+    """Whether the workload's own connections to (address, port) are not captured, whoever of its users makes them."""
+    found = _both(snapshot, workload).out
+    return port in found.ports or any(ip_address(address) in ip_network(cidr) for cidr in found.cidrs)
 
 
 def rest(snapshot: Snapshot, workload: Workload) -> desired.Rest:

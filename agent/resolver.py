@@ -16,16 +16,19 @@ from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
 from agent.inbound import Inbound
 from agent.messages import Signs
+from agent.openings import skipped
 from agent.outbound import Outbound, ours
 from agent.relay.leg import abort
 from agent.route import exactly, here
 from agent.snapshot import Snapshot
+from ca.resources.metadata import Key
 from redirect.caller import Callers
 from redirect.cgroup import find, mount_point
 from redirect.origdst import NotRedirected, original_destination
 
 NOBODY = "of a cgroup that is no workload's: passed on as it was"
-"""The reason on record of what went on in plaintext."""
+SKIPPED = "skipped by capture.out.skip, of a cgroup that was new: passed on as it was"
+"""The reasons on record of what went on in plaintext."""
 _REMEMBERED = 4096  # cgroups whose place was found lately; ids are never used again
 
 
@@ -84,6 +87,12 @@ class Namer:
         return sorted(self.signs.cgroups, key=lambda path: -path.count("/"))
 
 
+def _skipped(snapshot: Snapshot, workload: str, where: tuple[str, int]) -> bool:
+    namespace, _, name = workload.partition("/")
+    found = snapshot.here.get(Key("Workload", namespace, name))
+    return found is not None and skipped(snapshot, found, *where)
+
+
 class Resolver:
     """Takes over what the resolver's port accepts."""
 
@@ -100,7 +109,8 @@ class Resolver:
             abort(sock)
             self._book.close(entry, Verdict.REFUSED, str(error))
             return
-        if workload is not None:
+        skip = workload is not None and _skipped(snapshot, workload, where)
+        if workload is not None and not skip:
             self._outbound.captured(snapshot, workload, sock, peer)
         elif exactly(snapshot, *where) or (here(snapshot, *where) and ours(where[0])):
             # As a rule would have done: a stranger who calls a workload of this node.
@@ -108,5 +118,5 @@ class Resolver:
         else:
             entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, Party(address=endpoint(*peer[:2])))
             entry.destination = Party(address=endpoint(*where))
-            entry.reason = NOBODY
+            entry.reason = SKIPPED if skip else NOBODY
             self._inbound.dial(snapshot, sock, *where, [entry], via=None)

@@ -18,7 +18,8 @@ from agent.answers import (
 from agent.connections import Connection, Direction, Party, Security, Tunnel, Verdict
 from agent.explain import Hop, Known, NodeFacts, explain
 from ca.contract import NodeStatus
-from ca.resources.mesh import Mesh, MeshSpec
+from ca.resources.capture import CaptureSettings, Flow, Skip
+from ca.resources.mesh import Mesh, MeshSpec, Mode
 from ca.resources.metadata import Metadata
 from ca.resources.node import Node, NodeSpec
 from ca.resources.policy import Action, AuthorizationPolicy, AuthorizationPolicySpec, Rule
@@ -162,3 +163,15 @@ def test_only_a_tunnel_that_we_dialled_is_ours() -> None:
     for direction, word in ((Direction.OUTBOUND, "open to"), (Direction.INBOUND, "none is open")):
         known = with_facts("a", tunnels=TunnelsAnswer([Tunnel("t", direction, *ends, "10.0.0.2", 1.0)]))
         assert word in {h.name: h.text for h in way(known)}["tunnel"]
+
+
+def test_what_is_skipped_goes_past_the_mesh_and_is_judged_as_a_strangers() -> None:
+    skip = CaptureSettings(out=Flow(skip=Skip(cidrs=("10.0.0.2/32",))))
+    web = msgspec.structs.replace(WEB, spec=msgspec.structs.replace(WEB.spec, capture=skip))
+    *_, route, policy = way(with_object(web))
+    assert (route.name, route.state) == ("route", "ok")
+    assert route.text.startswith("capture.out.skip names it")
+    assert (policy.name, policy.state, policy.about) == ("policy", "ok", "shop/db")
+    strict = Mesh(Metadata("mesh"), MeshSpec("td", mode=Mode.STRICT))
+    known = replace(WELL, objects=[*(o for o in OBJECTS if not isinstance(o, Mesh) and o.key != web.key), strict, web])
+    assert way(known)[-1].state == "fail"

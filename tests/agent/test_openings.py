@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from agent.enrolment import enrol
-from agent.openings import closed_because, opening, rest, skip, unattended
+from agent.openings import closed_because, opening, rest, skip, skipped, unattended
 from agent.policy import Facts, compile_policies
 from agent.snapshot import Snapshot
 from ca.resources.capture import CaptureSettings, FailMode, Flow, Unmeshed
@@ -89,6 +89,22 @@ def test_mesh_and_workload_add_up() -> None:
     assert skip(snapshot, db) == Skip((1, 2), ("10.0.0.0/8",), (990,))
     assert opening(snapshot, db) == (Opening((9090,), (80,), ("192.0.2.0/24",), (0,)), ())
     assert opening(*_snapshot(CaptureSettings(), CaptureSettings())) == (Opening(), ())
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "expected"),
+    [
+        ("10.1.2.3", 80, True),
+        ("11.1.2.3", 80, False),
+        ("11.1.2.3", 2, True),
+        ("fd00::1", 80, True),
+        ("fd01::1", 9, False),
+    ],
+)
+def test_whether_a_connection_is_skipped(address: str, port: int, expected: bool) -> None:
+    own = CaptureSettings(Flow(Said((1,), ("10.0.0.0/8", "fd00::/16"))))
+    common = CaptureSettings(Flow(Said((2,), (), (990,))))
+    assert skipped(*_snapshot(own, common), address, port) is expected
 
 
 @pytest.mark.parametrize(

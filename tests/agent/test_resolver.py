@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.book import Book
 from agent.messages import Signs
-from agent.resolver import Namer, Unnameable
+from agent.resolver import SKIPPED, Namer, Resolver, Unnameable
+from agent.snapshot import Snapshot
+from ca.resources.capture import CaptureSettings, Flow, Skip
+from ca.resources.mesh import Mesh, MeshSpec
+from ca.resources.metadata import Metadata
+from ca.resources.workload import Workload, WorkloadSpec
 from redirect.caller import Caller
 from redirect.cgroup import mount_point
 
@@ -96,3 +102,35 @@ def test_what_cannot_be_named_is_not_taken_for_nobodys(namer, kernel, slice_):
     kernel.error = OSError(95, "Operation not supported")
     with pytest.raises(Unnameable, match="Operation not supported"):
         namer.whose(LOCAL, REMOTE)
+
+
+class Calls:
+    """Takes a connection over, and remembers how."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, object]] = []
+
+    def __getattr__(self, name: str):
+        return lambda *arguments, **more: self.made.append((name, arguments[1:]))
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"), [(("192.0.2.1", 3306), SKIPPED), (("10.9.0.1", 80), SKIPPED), (("192.0.2.1", 80), "")]
+)
+def test_what_the_rules_would_have_skipped_goes_on_as_it_was(monkeypatch, where, reason) -> None:
+    """A new cgroup's first connections are held before any rule of its workload sees them."""
+    monkeypatch.setattr("agent.resolver.original_destination", lambda sock: where)
+    skip = CaptureSettings(out=Flow(skip=Skip((3306,), ("10.9.0.0/16",))))
+    web = Workload(Metadata("web", "shop", {"mesh": "on"}), WorkloadSpec("n1", "web", capture=skip))
+    snapshot = Snapshot("n1").apply(1, [Mesh(Metadata("mesh"), MeshSpec("shop.example")), web], [])
+    outbound, inbound = Calls(), Calls()
+    namer = Namer.make()
+    monkeypatch.setattr(Namer, "whose", lambda *_: "shop/web")
+    Resolver(Book(1, lambda: None), outbound, inbound, namer).captured(snapshot, None, ("10.0.0.1", 40000))
+    if reason:
+        ((how, (_, *there, (entry,))),) = inbound.made
+        assert (how, tuple(there), entry.reason) == ("dial", where, reason)
+        assert outbound.made == []
+    else:
+        assert [how for how, _ in outbound.made] == ["captured"]
+        assert inbound.made == []
