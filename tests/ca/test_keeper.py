@@ -18,6 +18,7 @@ from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.revocation import Revocation, RevocationSpec
 from ca.settings import SettingsError
+from ca.store import Stage, StoreError
 from ca.store.sqlite import SqliteStore
 from tests.ca.objects import node, workload
 
@@ -121,6 +122,33 @@ async def test_without_the_root_s_key_it_says_so_every_day_and_goes_on(
     clock.now += timedelta(hours=1)
     await keeper.look()
     assert not any("issuing certificate" in a for a in centre.status().alarms)
+
+
+async def test_a_full_disk_is_tried_again_ever_less_often_and_then_works(tmp_path: Path, clock: Clock) -> None:
+    full = False
+
+    def hook(stage: Stage, number: int) -> None:
+        if full and stage is Stage.WRITTEN:
+            raise StoreError("the disk is full, nothing was changed: make room and try again")
+
+    with SqliteStore.open(tmp_path / "dir", create=True, hook=hook) as store:
+        old = Authority.create(store, store.keys, TD, START).issuer.cert
+        centre = Centre(store, Authority.open(store, store.keys), advertise="x:1", clock=clock)
+        keeper = Keeper(centre)
+        clock.now += 200 * DAY
+        full = True
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(24 * 60):
+                await keeper.look()
+                clock.now += timedelta(minutes=1)
+        assert [e["event"] for e in logs] == ["issuing-certificate-not-renewed"]
+        assert "make room" in logs[0]["about"]
+        assert Authority.open(store, store.keys).issuer.cert == centre.authority.issuer.cert == old
+        assert len(list((store.directory / "keys").iterdir())) < 40  # one that is of no use for each try
+        full = False
+        clock.now -= 10 * DAY  # and somebody sets the clock
+        await keeper.look()
+        assert Authority.open(store, store.keys).issuer.cert == centre.authority.issuer.cert != old
 
 
 async def test_a_centre_that_slept_through_comes_back(centre: Centre, clock: Clock) -> None:
