@@ -75,6 +75,7 @@ class Centre:
         self._store = store
         self._clock = clock
         self._changing = trio.Lock()
+        self._refused: dict[str, list[NotRegistered]] = {}
         self._thresholds = thresholds
         self._overview = Overview(datetime.fromtimestamp(clock(), UTC))
         self._state = _restored(store)
@@ -241,7 +242,9 @@ class Centre:
             return outcome
 
         response = await self._changed(adopted)
-        if told:
+        if told != self._refused.get(node.name, []):
+            # A node asks again and again; the log hears of it once.
+            self._refused[node.name] = told
             log.info("not-registered", node=node.name, count=len(told), first=msgspec.to_builtins(told[:5]))
         return FoundResponse(response.revision, told)
 

@@ -54,6 +54,7 @@ class Registration:
         self._sources: frozenset[str] = frozenset()
         self._snapshot: Snapshot | None = None
         self._due = trio.Event()
+        self._asking = False
 
     def want(self, workloads: Mapping[Key, Workload], sources: frozenset[str]) -> None:
         """These are to be registered; of `sources` they are all. Before the first call nothing is reported."""
@@ -70,7 +71,13 @@ class Registration:
         """The mesh as it is now."""
         self._snapshot = snapshot
         answered = self.answered
-        if answered and snapshot.revision >= answered.revision and self._otherwise(answered, snapshot):
+        # While a report is under way, the answer is waited for: it may say what there is to see.
+        if (
+            answered
+            and not self._asking
+            and snapshot.revision >= answered.revision
+            and self._otherwise(answered, snapshot)
+        ):
             self._due.set()
 
     def _otherwise(self, answered: Answered, snapshot: Snapshot) -> bool:
@@ -106,11 +113,14 @@ class Registration:
         before = {k: w for k in workloads if snapshot and (w := snapshot.workloads.get(k))}
         rights = _rights(snapshot) if snapshot else None
         request = FoundRequest([msgspec.Raw(encode(w)) for w in workloads.values()], sorted(sources))
+        self._asking = True
         try:
             response = await self._client().found(request)
         except ClientError as error:
             self._tell(self.answered, f"what was found here is not registered yet: {error}")
             return False
+        finally:
+            self._asking = False
         refused = {Key("Workload", r.namespace, r.name): r.why for r in response.refused}
         self._tell(Answered(workloads, response.revision, refused, before, rights), "")
         if self._snapshot:
@@ -125,10 +135,13 @@ class Registration:
                 log.warning("not-registered", workload=f"{key.namespace}/{key.name}", why=why)
         if problem and problem != self.problem:
             log.warning("not-reported", why=problem)
-        if answered is not self.answered:
-            log.info("registered", workloads=len(answered.workloads) if answered else 0, refused=len(now))
+        was = self.answered.workloads if self.answered else None
+        if answered and (was, before) != (answered.workloads, now):
+            log.info("registered", workloads=len(answered.workloads) - len(now), refused=len(now))
+        news = (was, before, self.problem) != (answered.workloads if answered else None, now, problem)
         self.answered, self.problem = answered, problem
-        self._changed()
+        if news:
+            self._changed()
 
 
 def _rights(snapshot: Snapshot) -> Discovery | None:
