@@ -14,14 +14,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.checks import Finding, clocks, kernel, rights, room
+from agent.checks import Finding, clocks, kernel, others, rights, room
 from agent.leaf import Leaf
 from agent.owners import owners
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from ca.endpoint import split
 from redirect.cgroup import mount_point
+from redirect.conflicts import closed, conflicts
+from redirect.conflicts import owners as owners_of
 from redirect.diag import LISTEN, Sockets
+from redirect.names import PRESENCE, TABLE
 from redirect.namespace import NamespaceError
+from redirect.neighbours import neighbours
+from redirect.netlink import Refused
 from redirect.trial import trial
 
 DIAL = 3.0
@@ -29,6 +34,7 @@ DIAL = 3.0
 _ERROR = 5
 """TIME_ERROR of linux/timex.h: the clock is not synchronised."""
 INBOUND_PORT = 15006
+TABLES = (TABLE, PRESENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ def look(settings: AgentSettings, node: Node) -> list[Finding]:
         ("descriptors", lambda: room.descriptors(_limit(), node.workloads, settings.worker_count, _machine_files())),
         ("ports to dial", lambda: _ephemeral(settings)),
         ("ports to listen", lambda: room.listening(_taken(settings))),
+        ("neighbours", lambda: _neighbours(settings)),
+        ("firewall", lambda: _firewall(settings)),
         ("disk", lambda: _disk(settings.state_dir)),
         ("clock", lambda: clocks.synchronised(_synchronised())),
         ("mesh", lambda: clocks.membership(node.name, node.trust_domain)),
@@ -72,7 +80,7 @@ def look(settings: AgentSettings, node: Node) -> list[Finding]:
 def _asked(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, Refused) as error:
         return Finding(name, "unknown", f"it cannot be looked at: {error}", "run `culvert check` as root")
 
 
@@ -202,6 +210,16 @@ def _taken(settings: AgentSettings) -> dict[int, str]:
         for inode, port in found.items()
         if inode not in names or names[inode].pid != os.getpid()
     }
+
+
+def _neighbours(settings: AgentSettings) -> Finding:
+    found = neighbours(TABLES)
+    return others.neighbours(owners_of(found), conflicts(found, settings.packet_marks))
+
+
+def _firewall(settings: AgentSettings) -> Finding:
+    ports = (settings.tunnel_port, INBOUND_PORT)
+    return others.firewall(closed(neighbours(TABLES), ports), *ports)
 
 
 def _disk(directory: Path) -> Finding:
