@@ -297,6 +297,8 @@ class Supervisor:
             leaves,
             str(self._identity),
             len(self.activation.enrolment.locals),
+            str(self.clock.skew() or ""),
+            self.clock.objection(self.settings.max_skew),
         )
         return CheckAnswer(await trio.to_thread.run_sync(look, self.settings, node))
 

@@ -77,6 +77,8 @@ class Kernel:
         with self._lock:
             try:
                 if afresh or not self._change_elements(desired):
+                    if self._applied is None or self._applied.marks != desired.marks:
+                        routing.remove_others(self._routes, desired.marks)
                     planned = plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME))
                     self._move(planned, afresh)
                     self._applied, self._known = desired, planned

@@ -38,11 +38,26 @@ def install(netlink: Netlink, marks: Marks) -> None:
 
 
 def remove(netlink: Netlink, marks: Marks) -> None:
-    """Take out what `install` added, and nothing else."""
+    """Take out what `install` added, now or with other numbers before a setting was changed, and nothing else."""
+    remove_others(netlink, marks)
     for family in FAMILIES:
         fine = (*_ABSENT, *(_NO_IPV6 if family == socket.AF_INET6 else ()))
         _ask(netlink, DEL_RULE, _rule(family, marks), _about("rule", family), 0, *fine)
         _ask(netlink, DEL_ROUTE, _route(family, marks), _about("route", family), 0, *fine)
+
+
+def remove_others(netlink: Netlink, marks: Marks) -> None:
+    """Take out what `install` added with other numbers. They stand in our rules; the protocol number tells those."""
+    for family in FAMILIES:
+        for row in _listed(netlink, GET_RULE, family):
+            found = dict(attributes(row[12:]))
+            if found.get(21) != bytes([PROTOCOL]) or _alike(_RULE_KEYS, row, _rule(family, marks)):
+                continue
+            numbers = {key: struct.unpack("=I", found.get(key, bytes(4)))[0] for key in _RULE_KEYS}
+            old = Marks(0, numbers[10], numbers[16], numbers[15], numbers[6])
+            _ask(netlink, DEL_RULE, _rule(family, old), _about("rule", family), 0, *_ABSENT)
+            if old.route_table != marks.route_table:
+                _ask(netlink, DEL_ROUTE, _route(family, old), _about("route", family), 0, *_ABSENT)
 
 
 def missing(netlink: Netlink, marks: Marks) -> Iterator[str]:

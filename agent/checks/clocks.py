@@ -8,16 +8,21 @@ from ca.lifetimes import USUAL
 HOUR = 3600.0
 
 
-def synchronised(state: bool | None) -> Finding:
-    """`state` is what the kernel says of its clock; None where it may not be asked."""
+def clock(state: bool | None, skew: str, objection: str) -> Finding:
+    """`state` is what the kernel says of its clock, None where it may not be asked; `skew` how far it is from the
+    centre's, if that is known, and `objection` why that is too far."""
+    if objection:
+        return Finding("clock", "fail", objection, "set it right, here or at the centre: timedatectl set-ntp true")
+    if skew and state is None:
+        return Finding("clock", "ok", skew)
     match state:
         case True:
-            return Finding("clock", "ok", "synchronised")
+            return Finding("clock", "ok", f"synchronised; {skew}" if skew else "synchronised")
         case False:
             return Finding(
                 "clock",
                 "warn",
-                "nobody keeps it right: certificates are judged by it",
+                f"nobody keeps it right, and certificates are judged by it{'; ' if skew else ''}{skew}",
                 "timedatectl set-ntp true, or run chrony",
             )
     return Finding("clock", "unknown", "not to be asked from here (the unit's sandbox); ask as root")

@@ -50,6 +50,8 @@ class Node:
     leaves: Mapping[str, Leaf] | None = None
     own: str = ""
     workloads: int = 0
+    skew: str = ""
+    objection: str = ""
 
 
 def look(settings: AgentSettings, node: Node) -> list[Finding]:
@@ -69,7 +71,7 @@ def look(settings: AgentSettings, node: Node) -> list[Finding]:
         ("neighbours", lambda: _neighbours(settings)),
         ("firewall", lambda: _firewall(settings)),
         ("disk", lambda: _disk(settings.state_dir)),
-        ("clock", lambda: clocks.synchronised(_synchronised())),
+        ("clock", lambda: clocks.clock(_synchronised(), node.skew, node.objection)),
         ("mesh", lambda: clocks.membership(node.name, node.trust_domain)),
         ("certificates", lambda: _certificates(node)),
         ("centre", lambda: clocks.centre(node.centre, _centre_problem(node))),

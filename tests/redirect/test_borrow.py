@@ -101,6 +101,24 @@ def test_other_marks_are_removed_by_name(netns: str, kernel: Kernel) -> None:
     assert "lookup 77" not in ip(netns, "rule")
 
 
+def test_numbers_that_were_changed_leave_nothing_behind(netns: str, kernel: Kernel) -> None:
+    """A setting was changed while the agent was away: whoever comes next knows the new numbers only."""
+    ip(netns, "rule", "add", "fwmark", "0x9", "lookup", "99", "priority", "9")
+    others = ip(netns, "rule"), ip(netns, "-6", "rule")
+    kernel.apply(Desired(marks=Marks(spoof=0x10000002, mask=0xF000000F, route_table=77, rule_priority=60)))
+    assert "60:" in ip(netns, "rule")
+    again = Kernel(netns)
+    again.apply(Desired())
+    assert again.differences(Desired()) == []
+    again.close()
+    for version in ("-4", "-6"):
+        assert "lookup 77" not in ip(netns, version, "rule")
+        assert ip(netns, version, "route", "show", "table", "all", "proto", str(PROTOCOL)).count("table 77") == 0
+    kernel.remove(Marks(route_table=78))
+    assert (ip(netns, "rule"), ip(netns, "-6", "rule")) == others
+    assert ip(netns, "route", "show", "table", "all", "proto", str(PROTOCOL)) == ""
+
+
 def test_where_ipv6_is_switched_off(netns: str, kernel: Kernel) -> None:
     off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
     in_namespace(netns, lambda: subprocess.run(["sh", "-c", off], check=True))

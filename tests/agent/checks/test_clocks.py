@@ -12,9 +12,12 @@ DAY = 86400.0
 @pytest.mark.parametrize(
     ("finding", "state", "word"),
     [
-        (clocks.synchronised(True), "ok", "synchronised"),
-        (clocks.synchronised(False), "warn", "nobody"),
-        (clocks.synchronised(None), "unknown", "sandbox"),
+        (clocks.clock(True, "", ""), "ok", "synchronised"),
+        (clocks.clock(True, "0.1 s ahead of the centre's", ""), "ok", "synchronised; 0.1 s ahead"),
+        (clocks.clock(False, "", ""), "warn", "nobody"),
+        (clocks.clock(None, "", ""), "unknown", "sandbox"),
+        (clocks.clock(None, "0.1 s ahead of the centre's", ""), "ok", "0.1 s ahead"),
+        (clocks.clock(True, "2 h behind the centre's", "2 h behind, too far"), "fail", "too far"),
         (clocks.membership("web-1", "shop.example"), "ok", "web-1 of shop.example"),
         (clocks.membership("", ""), "warn", "joined none"),
         (clocks.centre("10.0.0.1:15012", ""), "ok", "answers"),
