@@ -126,10 +126,12 @@ class ApplyRequest(msgspec.Struct, frozen=True):
 
 class FoundRequest(msgspec.Struct, frozen=True):
     """What a node found on itself: encoded Workloads, each with `spec.found`. Of the `sources` named here this is all
-    there is: what they had registered before and is not among the workloads goes."""
+    there is: what they had registered before and is not among the workloads goes. So does what is named in `gone`,
+    whatever its source."""
 
     workloads: list[msgspec.Raw]
     sources: list[str] = []
+    gone: list["ResourceName"] = []
 
 
 class NotRegistered(msgspec.Struct, frozen=True):

@@ -26,10 +26,11 @@ def adopt(state: State, node: str, request: FoundRequest) -> tuple[Outcome, list
     refused: list[NotRegistered] = []
     wanted = _read(node, request.workloads, refused)
     # What this request is about; what an unnamed source had registered stands like anybody's.
+    named = wanted.keys() | {Key(n.kind, n.namespace, n.name) for n in request.gone}
     mine = {
         w.key: w
         for w in state.on_node(node)
-        if w.spec.found and (w.key in wanted or w.spec.found.source in request.sources)
+        if w.spec.found and (w.key in named or w.spec.found.source in request.sources)
     }
     # Who was registered first stays; the others come in the order in which the node has them.
     order = sorted(wanted, key=lambda key: key not in mine)

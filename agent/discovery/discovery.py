@@ -42,6 +42,7 @@ class Discovery:
         self._failed: dict[str, str] = {}
         self._merged = Merged({})
         self._snapshot: Snapshot | None = None
+        self._told: dict[Key, Workload] = {}
         self._listening = Listening(self._report, never, linger)
         self.registration = Registration(client, changed)
 
@@ -141,10 +142,11 @@ class Discovery:
         workloads: dict[Key, Workload] = {}
         whole = self._merged.whole
         for key, found in self._merged.found.items():
-            if wanted := self._wanted(found):
+            if wanted := self._wanted(found) or self._told.get(key):
                 workloads[key] = wanted
             else:
                 whole -= {found.source}
+        self._told = workloads
         self.registration.want(workloads, whole)
         self._changed()
 

@@ -15,7 +15,7 @@ import trio
 
 from agent.snapshot import Snapshot
 from ca.client import Client, ClientError
-from ca.contract import FoundRequest
+from ca.contract import FoundRequest, ResourceName
 from ca.resources.kinds import encode
 from ca.resources.metadata import Key
 from ca.resources.node import Discovery
@@ -55,6 +55,8 @@ class Registration:
         self._snapshot: Snapshot | None = None
         self._due = trio.Event()
         self._asking = False
+        self._told: set[Key] = set()
+        """What the centre may have heard of from us in this life; what of it is not there any more is gone for sure."""
 
     def want(self, workloads: Mapping[Key, Workload], sources: frozenset[str]) -> None:
         """These are to be registered; of `sources` they are all. Before the first call nothing is reported."""
@@ -112,7 +114,9 @@ class Registration:
         workloads, sources, snapshot = self._workloads, self._sources, self._snapshot
         before = {k: w for k in workloads if snapshot and (w := snapshot.workloads.get(k))}
         rights = _rights(snapshot) if snapshot else None
-        request = FoundRequest([msgspec.Raw(encode(w)) for w in workloads.values()], sorted(sources))
+        gone = [ResourceName(k.kind, k.name, k.namespace) for k in sorted(self._told - workloads.keys())]
+        self._told |= workloads.keys()
+        request = FoundRequest([msgspec.Raw(encode(w)) for w in workloads.values()], sorted(sources), gone)
         self._asking = True
         try:
             response = await self._client().found(request)
@@ -121,6 +125,7 @@ class Registration:
             return False
         finally:
             self._asking = False
+        self._told = set(workloads)
         refused = {Key("Workload", r.namespace, r.name): r.why for r in response.refused}
         self._tell(Answered(workloads, response.revision, refused, before, rights), "")
         if self._snapshot:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ca.contract import FoundRequest, NotRegistered
+from ca.contract import FoundRequest, NotRegistered, ResourceName
 from ca.discovered import adopt, orphans, outlawed
 from ca.registry import RegistryError, State, change, label
 from ca.resources.kinds import Resource, encode
@@ -60,6 +60,9 @@ def test_a_source_that_is_not_named_keeps_what_it_had() -> None:
     assert names(state) == ["api"]
     state, _ = report(state, found("web", 1), sources=())
     assert names(state) == ["api", "web"]
+    gone = FoundRequest([], [], [ResourceName("Workload", "web", "shop"), ResourceName("Workload", "none", "shop")])
+    state = adopt(state, "a", gone)[0].state
+    assert names(state) == ["api"]
     state, refused = report(state, found("other", 2), sources=("files",))
     assert refused == ["shop/other: uid 2 of node a is already that of workload shop/api; give one of them another"]
     assert names(state) == ["api"]
@@ -90,6 +93,12 @@ def test_what_the_operator_lets_it_is_registered(discovery: Discovery) -> None:
 
 def test_addresses_are_those_of_the_allowed_networks() -> None:
     assert report(mesh(), found("web", address="172.17.3.4"))[1] == []
+
+
+def test_only_what_a_node_found_can_be_gone() -> None:
+    state = mesh(workload("own", uid=9), node("b", address="10.0.0.2"), found("theirs", on="b"))
+    gone = FoundRequest([], [], [ResourceName("Workload", n, "shop") for n in ("own", "theirs")])
+    assert adopt(state, "a", gone)[0].state is state
 
 
 def test_what_an_operator_applied_stands() -> None:

@@ -44,6 +44,7 @@ class Centre:
     async def found(self, request: FoundRequest) -> FoundResponse:
         await trio.lowlevel.checkpoint()
         self.sources.append(request.sources)
+        self.gone = [name.name for name in request.gone]
         return FoundResponse(len(self.sources))
 
 
@@ -106,6 +107,20 @@ async def test_a_source_that_fails_takes_nothing_with_it(rig: Rig, error: Except
     rig.files.publish(Seen())
     assert rig.discovery.problems == ()
     assert rig.states() == {"shop/api": "registered"}
+
+
+async def test_what_was_there_and_is_not_is_gone_also_where_more_may_be(
+    rig: Rig, centre: Centre, autojump_clock: object
+) -> None:
+    rig.users.publish(Seen((API,), ("a user is lacking",), whole=False))
+    await trio.sleep(1)
+    assert centre.gone == []
+    rig.users.publish(Seen((), ("a user is lacking",), whole=False))
+    await trio.sleep(1)
+    assert centre.gone == ["api"]
+    rig.files.publish(Seen((WEB,)))
+    await trio.sleep(1)
+    assert centre.gone == []
 
 
 async def test_the_centre_being_away_is_a_problem_only_for_who_has_something_to_tell(autojump_clock: object) -> None:
