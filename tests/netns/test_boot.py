@@ -70,6 +70,7 @@ say agent systemctl start culvert-agent
 systemctl start web
 culvert apply -f /mesh.yaml; settled
 say first fetch
+say check culvert check -o json
 for p in $(cat $(find /sys/fs/cgroup -path '*/culvert-agent.service/cgroup.procs') | sort -u); do
     echo "$p $(awk '/^(Uid|CapEff|NoNewPrivs):/ {printf "%s ", $2}' "/proc/$p/status")"
 done >/out/rights
@@ -226,6 +227,15 @@ def test_a_machine_that_has_not_joined_boots_without_us(booted: Booted) -> None:
 @pytest.mark.parametrize("step", ["init", "central", "join", "agent", "reload", "again", "stop", "leave"])
 def test_each_step_of_the_readme_works(booted: Booted, step: str) -> None:
     assert booted.status(step) == 0, booted.text(step)
+
+
+def test_the_check_works_from_within_the_sandbox(booted: Booted) -> None:
+    """The agent itself answers: what its unit forbids it to see would be unknown."""
+    text = booted.text("check")
+    found = {f["name"]: f for f in json.loads(text[text.index("{") : text.rindex("}") + 1])["findings"]}
+    for name in ("rights", "mounts", "cgroups", "nft", "ports to listen", "neighbours", "disk", "centre"):
+        assert found[name]["state"] == "ok", found[name]
+    assert found["clock"]["state"] != "unknown"
 
 
 def test_workers_run_as_their_own_user_with_next_to_no_rights(booted: Booted) -> None:
