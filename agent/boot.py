@@ -61,7 +61,7 @@ def lay(wanted: dict[str, Desired]) -> tuple[list[str], list[str]]:
         if place != HOST and standing(place) is None:
             continue
         try:
-            kernel = Kernel(place or None)
+            kernel = Kernel(place or None, own=True)
             try:
                 kernel.apply(desired)
             finally:

@@ -75,7 +75,7 @@ class Namespace:
         """Whether the kernel holds `applied`: not before the first apply or remove, nor after one that failed."""
         self.doubt = ""
         """What of `applied` this kernel cannot do."""
-        self._kernel = Kernel(place or None)
+        self._kernel = Kernel(place or None, own=True)
         try:
             self.watch: Watch = self._kernel.watch()
             try:

@@ -44,15 +44,16 @@ INET = 1
 """NFPROTO_INET."""
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 ADD = NLM_F_REQUEST | NLM_F_CREATE
-OWNED = 2
-"""NFT_TABLE_F_OWNER."""
+OWNED, PERSISTENT = 2, 4
+"""NFT_TABLE_F_OWNER: nobody but the socket that made or took the table changes it. NFT_TABLE_F_PERSIST: it outlives
+that socket, and may be taken by the next."""
 VERDICT_TYPE = 0xFFFFFF00
 """NFT_DATA_VERDICT, the data type of maps of verdicts."""
 FIRST_REGISTER = 8
 """NFT_REG32_00; the kernel's registers are four bytes wide, and the older names 1 to 4 stand for four of them each."""
 _INTERVAL_END = (1).to_bytes(4, "big")
 """NFT_SET_ELEM_INTERVAL_END, a flag of elements."""
-_TABLE_COMMENT = "Culvert's capture; `nft delete table inet culvert` removes it"
+_TABLE_COMMENT = "Culvert's; with no agent running, `nft delete table inet culvert` removes it"
 
 
 class _RuleMessage(nft.nft_rule_msg):
@@ -90,13 +91,14 @@ def batch(messages: Iterable[Message], first: int = 1) -> bytes:
     return b"".join(row[:8] + struct.pack("=I", first + n) + row[12:] for n, row in enumerate(rows))
 
 
-def replace_table(ruleset: Ruleset) -> list[Message]:
-    """The table afresh, whatever was in it. Adding it first lets the deletion succeed where there was none."""
+def replace_table(ruleset: Ruleset, flags: int = 0) -> list[Message]:
+    """The table afresh, with these flags, whatever was in it. Adding it first lets the deletion succeed where there was
+    none."""
     table = ruleset.table
     groups: tuple[Group, ...] = (*ruleset.sets, *ruleset.maps)
     return [
         *remove_table(table),
-        _message(nft.nft_table_msg, nft.NFT_MSG_NEWTABLE, ADD, _table(table), f"table {table}"),
+        take_table(table, flags),
         *add_groups(table, groups),
         # Verdicts and rules name chains, so that these come first.
         *(add_chain(table, chain) for chain in ruleset.chains),
@@ -105,12 +107,17 @@ def replace_table(ruleset: Ruleset) -> list[Message]:
     ]
 
 
+def take_table(table: str, flags: int) -> Message:
+    """The table there and with these flags. One that persists can be taken over when its owner is gone."""
+    attributes = [*_table(table), *([("NFTA_TABLE_FLAGS", flags)] if flags else [])]
+    return _message(nft.nft_table_msg, nft.NFT_MSG_NEWTABLE, ADD, attributes, f"table {table}")
+
+
 def own_table(ruleset: Ruleset) -> list[Message]:
     """A table that was not there before, and that ends with the socket these are sent by."""
     table = ruleset.table
-    attributes = [*_table(table), ("NFTA_TABLE_FLAGS", OWNED)]
     return [
-        _message(nft.nft_table_msg, nft.NFT_MSG_NEWTABLE, ADD, attributes, f"table {table}"),
+        take_table(table, OWNED),
         *(add_chain(table, chain) for chain in ruleset.chains),
         *(message for chain in ruleset.chains for message in add_rules(table, chain)),
     ]

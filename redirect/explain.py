@@ -25,6 +25,8 @@ def explain(refused: Refused) -> CaptureError:
     text = f"the kernel refused {refused.about}: {refused.refusal}"
     if refused.code == errno.EPERM:
         cause = "changing capture needs CAP_NET_ADMIN over this network namespace: run as root"
+        if not refused.about.startswith("a look"):
+            cause += ". While an agent runs, the table is its own: say `culvert capture off`, or end the agent first"
     elif refused.code == errno.ENETDOWN:
         cause = "loopback is down in this network namespace: `ip link set lo up`"
     elif refused.code in (errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM):

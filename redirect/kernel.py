@@ -1,8 +1,8 @@
 """The table in the kernel: changed without a gap, read back, counted, watched, removed exactly. Blocking.
 
-The table has no OWNER or PERSIST flag, although those would keep `nft flush ruleset` from taking capture away: they
-also keep `nft delete table inet culvert` from working while we run, and that line must help those whose agent does not
-answer. A watch that restores the table takes milliseconds instead.
+Where the kernel knows how (Linux 6.9), the agent's table has an owner, so that nobody else changes or flushes it, and
+persists: it outlives the agent, may then be deleted by anybody, and is taken over by the next agent. Elsewhere a watch
+restores it within milliseconds.
 """
 
 import contextlib
@@ -19,7 +19,18 @@ from redirect.compare import compare
 from redirect.counts import Counts, by_workload
 from redirect.decode import decode_base, decode_group, decode_rule
 from redirect.desired import Desired, Marks
-from redirect.encode import INET, Message, add_elements, own_table, remove_elements, remove_table, replace_table
+from redirect.encode import (
+    INET,
+    OWNED,
+    PERSISTENT,
+    Message,
+    add_elements,
+    own_table,
+    remove_elements,
+    remove_table,
+    replace_table,
+    take_table,
+)
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
 from redirect.names import MESH, PRESENCE, TABLE
@@ -46,8 +57,10 @@ class Kernel:
     likely cause and the next step; an OSError or NamespaceError from opening means that there is no access at all.
     """
 
-    def __init__(self, netns: str | None = None) -> None:
+    def __init__(self, netns: str | None = None, own: bool = False) -> None:
+        """With `own` the table is nobody else's to change for as long as this is open, where the kernel can."""
         self._netns = netns
+        self._flags = OWNED | PERSISTENT if own else 0
         self._lock = threading.Lock()
         # What the last `apply` wanted and made; None when we cannot know.
         self._applied: Desired | None = None
@@ -200,17 +213,32 @@ class Kernel:
                 # Somebody else changed the table.
                 pass
         held = self._held()
+        if held is not None:
+            self._take_over()
         try:
             return self._change(held, planned)
         except Refused as refused:
+            if held is None and self._flags:
+                self._flags = 0  # an older kernel; or something else is wrong, which shows again
+                return self._move(planned, afresh)
             if held is None or refused.code == errno.EPERM:
                 raise
             # What strangers put in may hang together in ways that we do not know.
             try:
-                return self._commit(replace_table(self._with_counts(planned)))
+                return self._commit(replace_table(self._with_counts(planned), self._flags))
             except Refused:
                 self._go_back()
                 raise
+
+    def _take_over(self) -> None:
+        """The table that an agent before us left becomes ours. One of an older version, or on an older kernel, cannot:
+        it stays as it is. Raises Refused while somebody else has it."""
+        if self._flags:
+            try:
+                self._commit([take_table(TABLE, self._flags)])
+            except Refused as refused:
+                if refused.code == errno.EPERM:
+                    raise
 
     def _go_back(self) -> None:
         """To the table before a change that was refused half-way, as well as we can."""
@@ -219,7 +247,7 @@ class Kernel:
                 self._change(self._held(), self._known)
 
     def _change(self, known: Ruleset | None, planned: Ruleset) -> None:
-        for messages in transition(known, self._with_counts(planned)):
+        for messages in transition(known, self._with_counts(planned), self._flags):
             self._commit(messages)
 
     def _change_elements(self, desired: Desired) -> bool:

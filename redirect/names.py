@@ -3,7 +3,7 @@
 from redirect.ruleset import Key
 
 TABLE = "culvert"
-"""The one table we own, family inet; `nft delete table inet culvert` removes capture."""
+"""The one table we own, family inet; without an agent, `nft delete table inet culvert` removes capture."""
 
 OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "borrow", "unknown"
 PRESENCE = "culvert-presence"

@@ -32,14 +32,15 @@ from redirect.encode import (
 from redirect.ruleset import Chain, Group, Ruleset, Set, VerdictMap
 
 
-def transition(held: Ruleset | None, desired: Ruleset) -> list[list[Message]]:
-    """The transactions, in order; none if nothing differs. Where there is no table of this make: all anew."""
+def transition(held: Ruleset | None, desired: Ruleset, flags: int = 0) -> list[list[Message]]:
+    """The transactions, in order; none if nothing differs. Where there is no table of this make: all anew, with these
+    flags."""
     if held is None:
-        return [replace_table(desired)]
+        return [replace_table(desired, flags)]
     old_groups, new_groups = _groups(held), _groups(desired)
     old_chains, new_chains = ({c.name: c for c in each.chains} for each in (held, desired))
     if not _alike(old_groups, new_groups, old_chains, new_chains):
-        return [replace_table(desired)]
+        return [replace_table(desired, flags)]
     table = desired.table
     added = [g for name, g in new_groups.items() if name not in old_groups]
     first = add_groups(table, added)

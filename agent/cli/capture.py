@@ -22,8 +22,8 @@ SHORTEST, LONGEST = 5.0, 86400.0
 def capture() -> None:
     """Capture: whose connections the kernel sends to the agent.
 
-    When nothing of Culvert works, one line takes capture away:
-    nft delete table inet culvert
+    When nothing of Culvert works, and no agent runs, one line takes
+    capture away: nft delete table inet culvert
 
     \b
     culvert capture status

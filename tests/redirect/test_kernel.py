@@ -67,7 +67,7 @@ def test_the_listing_reads_well(netns: str, kernel: Kernel) -> None:
     kernel.apply(DESIRED)
     listing = nft(netns, "list", "ruleset")
     for line in (
-        'comment "Culvert\'s capture; `nft delete table inet culvert` removes it"',
+        'comment "Culvert\'s; with no agent running, `nft delete table inet culvert` removes it"',
         "elements = { 1001 : goto from/shop/web, 1002 : goto from/shop/db }",
         "elements = { 10.0.0.1 . 80 }",
         "elements = { fd00::2 . 5432 }",
@@ -78,7 +78,7 @@ def test_the_listing_reads_well(netns: str, kernel: Kernel) -> None:
         assert line in listing
 
 
-def test_the_rescue_line_works_while_we_run(netns: str, kernel: Kernel) -> None:
+def test_without_an_owner_the_rescue_line_works(netns: str, kernel: Kernel) -> None:
     kernel.apply(DESIRED)
     nft(netns, "delete table inet culvert")
     assert kernel.held() is None
