@@ -33,7 +33,7 @@ def read_leaf(chain: bytes, key: bytes) -> Leaf:
         key,
         first.not_valid_before_utc.timestamp(),
         first.not_valid_after_utc.timestamp(),
-        first.serial_number.to_bytes((first.serial_number.bit_length() + 7) // 8, "big").hex().upper(),
+        x509.serial(first).upper(),
     )
 
 

@@ -51,8 +51,9 @@ class Revoked:
         return f"{identity} is revoked{self._why(keys)}" if keys else ""
 
     def serial(self, serial: str) -> str:
-        """Why the certificate with this serial (hex, upper or lower case) is not good; empty if it is."""
-        plain = serial.lower()
+        """Why the certificate with this serial (hex; upper or lower case, zeros in front or not) is not good; empty if
+        it is."""
+        plain = serial.lower().lstrip("0")
         keys = self.serials.get(plain)
         return f"certificate {plain} is revoked{self._why(keys)}" if keys else ""
 

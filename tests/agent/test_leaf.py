@@ -2,6 +2,7 @@ import pytest
 
 from agent.leaf import read_leaf, request
 from ca.identity import parse
+from ca.resources.revocation import canonical_serial
 from ca.x509 import CertificateError, read_csr
 from tests.agent.certs import TestRoot
 
@@ -16,6 +17,14 @@ def test_facts_of_a_leaf():
     assert not leaf.valid(1_800_003_600)
     assert int(leaf.serial, 16) > 0
     assert "PRIVATE" not in repr(leaf)
+
+
+def test_a_serial_has_the_spelling_in_which_it_is_revoked():
+    """One in sixteen begins with a zero when it is written byte by byte."""
+    root = TestRoot()
+    for _ in range(200):
+        serial = root.leaf(WEB).serial
+        assert canonical_serial(serial) == serial.lower()
 
 
 def test_a_key_of_another_certificate_is_refused():

@@ -38,6 +38,7 @@ def test_the_indices_are_those_of_the_objects(steps: list[tuple[str, RevocationS
     assert revoked.serials == afresh.serials
     for serial in ("1f", "2a", "3b"):
         assert bool(revoked.serial(serial.upper())) == any(serial in r.spec.serials for r in objects.values())
+        assert revoked.serial(f"0{serial}") == revoked.serial(serial)
 
 
 def test_a_refusal_says_why() -> None:
