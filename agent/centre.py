@@ -78,6 +78,7 @@ class Centre:
         self._report = Report(0)
         self._news = trio.Event()
         self._again = trio.Event()
+        self._session = trio.CancelScope()
 
     def report(self, active: int, problems: tuple[str, ...]) -> None:
         """What the centre should know of us from now on."""
@@ -86,6 +87,11 @@ class Centre:
 
     def hurry(self) -> None:
         """There is a reason to try again at once, if there is no session."""
+        self._again.set()
+
+    def anew(self) -> None:
+        """The machine slept, and the session most likely died of it without our knowing: begin another at once."""
+        self._session.cancel()
         self._again.set()
 
     async def run(self) -> None:
@@ -106,11 +112,13 @@ class Centre:
 
     async def _once(self) -> str:
         """One session from begin to end; returns why it ended."""
-        try:
-            async with self._client().session() as link:
-                return await self._talk(link)
-        except ClientError as error:
-            return str(error)
+        with trio.CancelScope() as self._session:
+            try:
+                async with self._client().session() as link:
+                    return await self._talk(link)
+            except ClientError as error:
+                return str(error)
+        return "this machine slept"
 
     async def _talk(self, link: Link) -> str:
         self._intake.restart()

@@ -335,10 +335,13 @@ class Supervisor:
         domain = self.membership.trust_domain
         await Client.asking_time(self._address, domain, self._roots, self.clock.heard).time()
 
-    def _woke(self) -> None:
+    def _woke(self, slept: float) -> None:
         """The clock was set, or the machine slept: what was planned by the clock is planned anew."""
         self._met()
-        self.centre.hurry()
+        if slept:
+            self.centre.anew()
+        else:
+            self.centre.hurry()
         self.activation.poke()
 
     def _met(self) -> None:

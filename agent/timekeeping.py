@@ -31,14 +31,14 @@ async def keep_time(
     *,
     connected: Callable[[], bool],
     measure: Callable[[], Awaitable[None]],
-    woke: Callable[[], None],
+    woke: Callable[[float], None],
     certified: Callable[[], object],
     changed: Callable[[], None],
     bound: float,
     clocks: Callable[[], tuple[float, float, float]] = three_clocks,
 ) -> None:
-    """Until cancelled. `measure` asks the centre for its time; `woke` is called after a jump, and `changed` when
-    `certified()` (who has a certificate that is valid now) is another than a second before."""
+    """Until cancelled. `measure` asks the centre for its time; `woke` is called after a jump, with the seconds slept,
+    and `changed` when `certified()` (who has a certificate that is valid now) is another than a second before."""
     jumps = Jumps(*clocks())
     valid, measured, told = certified(), -MEASURE, False
     while True:
@@ -48,7 +48,7 @@ async def keep_time(
         if step or slept:
             log.warning("clock-jumped", set_forward=round(step, 1), slept=round(slept, 1))
             measured = -MEASURE
-            woke()
+            woke(slept)
         if not connected() and now[2] - measured >= MEASURE:
             measured = now[2]
             try:
@@ -59,7 +59,7 @@ async def keep_time(
             log.error("clock-skew", problem=objection)
         if told and not objection:
             log.info("clock-agrees", skew=str(clock.skew()))
-            woke()
+            woke(0.0)
         told = bool(objection)
         if (holders := certified()) != valid:
             valid = holders

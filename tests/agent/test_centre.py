@@ -126,6 +126,30 @@ async def test_views_roots_and_private_parts_are_passed_on(known, autojump_clock
     assert known.centre.connected
 
 
+async def test_a_session_that_was_slept_through_is_begun_anew(known, autojump_clock):
+    await known.link.to_node.send(Roots("PEM"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert known.centre.connected
+    known.client.links = [link := Link()]
+    slept = trio.current_time()
+    known.centre.anew()
+    assert isinstance(await link.from_node.receive(), Hello)
+    assert trio.current_time() - slept <= 1.0
+    await known.link.to_node.send(Roots("OLD"))  # nobody listens there any more
+    await trio.testing.wait_all_tasks_blocked()
+    assert known.roots == [b"PEM"]
+
+
+async def test_trying_again_can_be_hurried(known, autojump_clock):
+    known.link.end()
+    await trio.sleep(100)
+    tries, hurried = len(known.client.tries), trio.current_time()
+    known.client.links = [link := Link()]
+    known.centre.hurry()
+    assert isinstance(await link.from_node.receive(), Hello)
+    assert (len(known.client.tries), trio.current_time()) == (tries + 1, hurried)
+
+
 async def test_reports_are_sent_when_they_change_and_repeated(known, autojump_clock):
     await known.link.from_node.receive()
     await known.link.from_node.receive()

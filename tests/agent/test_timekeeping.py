@@ -34,7 +34,7 @@ class World:
             self.clock,
             connected=lambda: bool(self.connected),
             measure=self.measure,
-            woke=lambda: self.events.append(("woke", trio.current_time())),
+            woke=lambda _slept: self.events.append(("woke", trio.current_time())),
             certified=lambda: self.valid,
             changed=lambda: self.events.append(("changed", trio.current_time())),
             bound=120.0,
