@@ -255,6 +255,7 @@ class Worker:
 
     async def _drain(self, seconds: float) -> None:
         self.listeners.close()
+        self.pool.ahead = False
         for link in self.links:
             link.drain()
         with trio.move_on_after(seconds):

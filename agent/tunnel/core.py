@@ -99,6 +99,11 @@ class Core:
         """Whether no stream can be opened now."""
         return self.draining or len(self.streams) >= self.max_streams or self._last_id > 2**31 - 4
 
+    @property
+    def filling(self) -> bool:
+        """Whether an eighth or less of its streams are left; never of one that carries but a few."""
+        return self.max_streams >= 8 and len(self.streams) * 8 >= self.max_streams * 7
+
     def open(self, ask: Connect) -> Stream:
         """Ask the peer to connect; the caller has looked at `full`. DATA may follow at once."""
         self._last_id += 2

@@ -2,9 +2,13 @@
 
 One dialler a key; who comes meanwhile waits for it (WAITING at most, then is refused). A tunnel that is full stays in
 the pool, and another is dialled beside it; one that was told to go away leaves it, and ends with its last stream.
+
+Pairs that talk do not wait for a handshake twice: the next tunnel is dialled ahead when the last one with room is
+nearly full, and when one that was in use is about to end.
 """
 
 import socket
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,6 +31,8 @@ WAITING = 4096
 """Connections that may wait for one tunnel to be dialled: beyond that the node is drowning, and refusing is kinder."""
 IDLE = 300.0
 """Seconds after which a tunnel without streams is closed."""
+TALKED = 60.0
+"""Seconds after its last stream for which a tunnel that goes away is replaced without anybody asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class Pool:
         """Diallers run in `nursery`; `mark` goes on their sockets."""
         self._relay, self._credentials, self._shared, self._nursery = relay, credentials, shared, nursery
         self._worker, self._mark = worker, mark
+        self.ahead = True
+        """Whether tunnels are dialled ahead; not any more by a worker that is to end."""
         self._places: dict[Key, _Place] = {}
         self._keys: dict[Link, Key] = {}
 
@@ -96,6 +104,8 @@ class Pool:
         for link in place.links:
             if not link.core.full:
                 waiter.linked(link)
+                if link.core.filling and self.ahead and all(each.core.filling for each in place.links):
+                    self._dial(key, place)
                 return
         if len(place.waiting) >= WAITING:
             waiter.failed(f"{WAITING} connections already wait for a tunnel to {key.address}")
@@ -190,6 +200,8 @@ class Pool:
             return
         if link in place.links:
             place.links.remove(link)
+            if not link.closed and self.ahead and _talked(link):
+                self._dial(key, place)
         if link.closed and not link.core.settled:
             # As good as a failed handshake (a refused client certificate comes to light here): no use in another.
             self._fail(key, place, link.reason)
@@ -197,3 +209,8 @@ class Pool:
         if place.waiting:
             self._dial(key, place)
         self._tidy(key)
+
+
+def _talked(link: Link) -> bool:
+    # One that carried nothing is not replaced: a peer that takes tunnels only to end them would be dialled for ever.
+    return link.core.carried > 0 and (link.idle_since is None or time.monotonic() - link.idle_since < TALKED)

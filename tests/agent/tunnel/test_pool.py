@@ -88,6 +88,46 @@ async def test_a_full_tunnel_stays_and_another_is_dialled_beside_it(cap):
         assert len(web.pool.links) == len(links)
 
 
+async def test_the_next_tunnel_is_dialled_before_the_last_one_is_full():
+    async with hosts() as (web, db):
+        with offering(8):
+            port = db.listen()
+            await answered(web, web.want(port))
+            await answered(web, *[web.want(port) for _ in range(5)])
+            assert len(web.pool.links) == 1
+            await answered(web, web.want(port))
+            await soon(lambda: len(web.pool.links) == 2)
+            await answered(web, *[web.want(port) for _ in range(8)])
+            assert db.dialled == 2
+
+
+async def test_a_tunnel_in_use_that_goes_away_is_replaced_before_anybody_asks():
+    async with hosts() as (web, db):
+        port = db.listen()
+        wanted = web.want(port)
+        await answered(web, wanted)
+        (old,) = db.arrivals.links
+        old.drain()
+        await soon(lambda: len(db.arrivals.links) == 2 == len(web.pool.links))
+        # The fresh one carried nothing: that it goes as well is no reason for a third.
+        (fresh,) = (link for link in db.arrivals.links if link is not old)
+        fresh.drain()
+        wanted.end()
+        await soon(lambda: not web.pool.links)
+        assert db.dialled == 2
+
+
+async def test_a_worker_that_is_to_end_dials_nothing_ahead():
+    async with hosts() as (web, db):
+        wanted = web.want(db.listen())
+        await answered(web, wanted)
+        web.pool.ahead = False
+        wanted.link.drain()
+        wanted.end()
+        await soon(lambda: not web.pool.links)
+        assert db.dialled == 1
+
+
 async def test_who_waits_goes_when_a_stream_ends_though_no_tunnel_can_be_dialled():
     async with hosts() as (web, db):
         with offering(1):
