@@ -42,7 +42,7 @@ class Watching:
     def found(self) -> dict[str, Found]:
         return {f.place: f for f in self.seen.found}
 
-    async def wait(self, fits: Callable[[], bool], seconds: float = 1.0) -> float:
+    async def wait(self, fits: Callable[[], bool], seconds: float = 3.0) -> float:
         started = trio.current_time()
         with trio.move_on_after(seconds):
             while not fits():

@@ -98,13 +98,13 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "more than 3 files" in seen.problems[0]
 
 
-async def test_changes_are_seen_within_a_second(tmp_path: Path) -> None:
-    """Also of a directory that is not there yet, goes, and comes back."""
+async def test_changes_are_seen_as_they_happen(tmp_path: Path) -> None:
+    """Also those of a directory that is not there yet, goes, and comes back."""
     folder = tmp_path / "etc" / "culvert" / "workloads.d"
     send, receive = trio.open_memory_channel[Seen](100)
 
     async def names() -> list[str]:
-        with trio.fail_after(1):
+        with trio.fail_after(3):
             return [f.name for f in (await receive.receive()).found]
 
     async with trio.open_nursery() as nursery:

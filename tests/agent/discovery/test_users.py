@@ -95,7 +95,7 @@ async def test_changes_of_the_file_and_of_the_users_are_seen(tmp_path: Path, mon
     file = tmp_path / "culvert" / "users.toml"
 
     async def uids(*wanted: int) -> None:
-        with trio.fail_after(1):
+        with trio.fail_after(3):
             while [f.match.uid for f in (await receive.receive()).found] != list(wanted):
                 pass
 
