@@ -1,6 +1,6 @@
 """What an agent answers to questions about itself: on its admin socket, and to the centre. Values only."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -60,7 +60,7 @@ class TrialRequest(msgspec.Struct, frozen=True):
     """Capture for so many seconds, then no longer unless confirmed; 0: for good. `login` is the (address, port) of this
     machine that the operator came in through, if it is known."""
 
-    seconds: float
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)]
     login: tuple[str, int] | None = None
 
 

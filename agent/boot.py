@@ -47,7 +47,7 @@ def remembered(settings: AgentSettings) -> Remembered:
         parents = cgroups.parents(located)
     finally:
         cgroups.close()
-    exempt = Exemptions(settings.centre or member.centre, settings.login_ports).look()
+    exempt = Exemptions(settings.centre or member.centre, settings.login_ports).expected()
     shared = replace(base(settings, worker_account(settings.worker_user)[0]), spared=exempt.pairs)
     found = tables(view, wanted, ports, located, shared, parents)
     return Remembered({p: d if p else replace(d, login_ports=exempt.ports) for p, d in found.items()})

@@ -5,12 +5,13 @@ must have been made by root: a forwarded port of somebody's session is none. Wit
 then the port counts that ssh's configuration names. One bound to one address exempts that address only. Blocking.
 """
 
-import contextlib
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from glob import glob
+from ipaddress import ip_address
 from pathlib import Path
 
 from agent.owners import Owner, owners, process_name, processes, sockets_of
@@ -65,12 +66,15 @@ class Exemptions:
         self._pairs = _addresses(self._centre) or self._pairs
 
     def came_in(self, address: str, port: int) -> None:
-        """Where the operator who changes capture has come in, whatever listens there."""
-        self._came[address, port] = "the operator's own login"
+        """Where the operator who changes capture has come in, whatever listens there. What is no address and port is
+        nobody's way in: it comes from an environment that anybody may have written."""
+        with suppress(ValueError):
+            if 0 < port < 65536:
+                self._came[_plain(address), port] = "the operator's own login"
 
     def look(self) -> Exempt:
         """What is exempt now."""
-        with contextlib.suppress(OSError), Sockets() as sockets:
+        with suppress(OSError), Sockets() as sockets:
             # Whoever may bind a port is not the question here, but whose socket it is: root's alone count.
             listening = {s.inode: s for s in sockets.listed(1 << LISTEN) if s.uid == 0 and s.inode}
             if listening.keys() != self._listening:
@@ -78,6 +82,11 @@ class Exemptions:
                 self._listening = frozenset(listening)
         self.found = self._exempt()
         return self.found
+
+    def expected(self) -> Exempt:
+        """As `look`, for a time when sshd may not have started yet: with the ports of its configuration."""
+        found = self.look()
+        return replace(found, ports=found.ports | frozenset(_named(self._configured)))
 
     def _exempt(self) -> Exempt:
         logins = self._came | self._logins
@@ -99,7 +108,12 @@ def _addresses(centre: str, flags: int = 0) -> frozenset[tuple[str, int]]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, ValueError):
         return frozenset()
-    return frozenset((str(address[0]), port) for *_, address in found)
+    return frozenset((_plain(str(address[0])), port) for *_, address in found)
+
+
+def _plain(address: str) -> str:
+    """Without the interface that link-local ones have behind them; ValueError."""
+    return str(ip_address(address.partition("%")[0]))
 
 
 def _logins(listening: dict[int, Sock], configured: Iterable[str]) -> Iterator[tuple[tuple[str, int], str]]:
@@ -119,8 +133,9 @@ def _logins(listening: dict[int, Sock], configured: Iterable[str]) -> Iterator[t
 def _named(configured: Iterable[str]) -> Iterator[int]:
     for pattern in configured:
         for path in glob(pattern):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                yield from (int(port) for port in _PORT.findall(Path(path).read_text()))
+            with suppress(OSError, UnicodeDecodeError):
+                found = (int(port) for port in _PORT.findall(Path(path).read_text()))
+                yield from (port for port in found if 0 < port < 65536)
 
 
 def logged_in_remotely(pid: int, environ: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from agent.admin import MOST, Admin, AdminError, admin_socket
-from agent.answers import Done
+from agent.answers import Done, TrialRequest
 from agent.files import StateError
 from ca.contract import Problem
 from ca.http import Response, request
@@ -25,6 +25,10 @@ async def full() -> Done:
     raise StateError("/var: cannot be written: No space left on device")
 
 
+async def tried(body: bytes) -> Done:
+    return Done(f"for {msgspec.json.decode(body, type=TrialRequest).seconds:g} s")
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run" / "agent.sock"
@@ -34,16 +38,36 @@ def path(tmp_path):
 async def serving(path, nursery):
     with admin_socket(path) as sock:
         nursery.start_soon(
-            Admin({"status": status, "broken": fails}, {"capture/off": status, "capture/on": full}).serve, sock
+            Admin(
+                {"status": status, "broken": fails},
+                {"capture/off": status, "capture/on": full},
+                {"capture/apply": tried},
+            ).serve,
+            sock,
         )
         yield path
         nursery.cancel_scope.cancel()
 
 
-async def call(path: Path, method: str, target: str) -> Response:
+async def call(path: Path, method: str, target: str, body: bytes = b"") -> Response:
     with trio.fail_after(10):
         async with await trio.open_unix_socket(path) as stream:
-            return await request(stream, method, target, host="agent")
+            return await request(stream, method, target, host="agent", body=body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"seconds": -1}', b'{"seconds": 1e9}', b'{"seconds": 1, "login": 7}', b"x"]
+)
+async def test_orders_that_make_no_sense(serving, body):
+    got = await call(serving, "POST", "/v1/capture/apply", body)
+    assert got.status == 400
+    assert "/v1/capture/apply: " in msgspec.json.decode(got.body, type=Problem).message
+
+
+async def test_an_order(serving):
+    got = await call(serving, "POST", "/v1/capture/apply", b'{"seconds": 60, "login": ["10.0.0.1", 22]}')
+    assert msgspec.json.decode(got.body, type=Done).message == "for 60 s"
+    assert (await call(serving, "GET", "/v1/capture/apply")).status == 405
 
 
 async def test_topics_and_commands(serving):

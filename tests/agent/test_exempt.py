@@ -57,9 +57,19 @@ def test_ports_are_read_from_the_configuration(tmp_path: Path) -> None:
         "#Port 1\nPort 2222\n port  2223\nListenAddress 10.0.0.1:2224\nListenAddress 10.0.0.1\n"
         "ListenAddress [fd00::1]:2225\nPermitRootLogin no\nMaxSessions 7\n"
     )
-    (tmp_path / "ssh.socket").write_text("[Socket]\nListenStream=\nListenStream=2226\nListenStream=0.0.0.0:2227\n")
+    (tmp_path / "ssh.socket").write_text(
+        "[Socket]\nListenStream=\nListenStream=2226\nListenStream=0.0.0.0:2227\nListenStream=99999\n"
+    )
     (tmp_path / "bad.conf").write_bytes(b"\xff\xfe Port 9\n")
     assert set(_named([f"{tmp_path}/*"])) == {2222, 2223, 2224, 2225, 2226, 2227}
+
+
+def test_before_sshd_has_started_its_configuration_counts(tmp_path: Path) -> None:
+    (tmp_path / "sshd_config").write_text("Port 2222\n")
+    exemptions = Exemptions("10.0.0.9:443", [2022], [f"{tmp_path}/*"])
+    assert 2222 not in exemptions.look().ports
+    assert exemptions.expected().ports >= {2022, 2222}
+    assert ("10.0.0.9", 443) in exemptions.expected().pairs
 
 
 def test_a_centre_by_name_is_looked_up_apart() -> None:
@@ -77,7 +87,13 @@ def test_a_centre_by_name_is_looked_up_apart() -> None:
 def test_where_the_operator_came_in() -> None:
     exemptions = Exemptions("10.0.0.9:443", (), [])
     exemptions.came_in("10.0.0.1", 4022)
+    exemptions.came_in("fe80::1%eth0", 4022)
     assert exemptions.look().holds("10.0.0.1", 4022)
+    assert exemptions.look().holds("fe80::1", 4022)
+    before = exemptions.look()
+    for address, port in (("zz", 22), ("", 22), ("10.0.0.1", 70000), ("10.0.0.1", 0)):
+        exemptions.came_in(address, port)
+    assert exemptions.look() == before
 
 
 def test_a_remote_login_is_told_by_its_parents_when_sudo_cleared_the_surroundings() -> None:
