@@ -11,7 +11,7 @@ registry    desired state and its revisions; claims: what only one may have; sto
 feed        its changes as deltas that all watchers share; sessions: the watchers
 centre      every call as a method; api: who may make which; server: the tasks that serve them
 central     the centre's settings; founding: how a mesh begins
-keeper      what the centre does for its certificates by itself; lifetimes, inventory: what ends when
+keeper      what the centre does for its certificates by itself; lifetimes, inventory, trust: what ends when
 recovery    nodes that come back after their certificate's end; possession: how they prove themselves
 metrics     what Prometheus is told; pages: where
 client      the other end: what agents and operators call it with

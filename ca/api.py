@@ -177,7 +177,7 @@ async def _status(centre: Centre, caller: Caller, body: None, query: Mapping[str
 
 
 async def _trust(centre: Centre, caller: Caller, body: None, query: Mapping[str, str]) -> msgspec.Struct:
-    return await centre.trust(_limit(query.get("limit", "")))
+    return await centre.trust.status(_limit(query.get("limit", "")), centre.workload_life)
 
 
 async def _time(centre: Centre, caller: Caller, body: None, query: Mapping[str, str]) -> msgspec.Struct:

@@ -6,7 +6,7 @@ cancelled, so a change that reached the disk always reaches the State too.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -18,8 +18,6 @@ from ca import discovered, recovery, registry, x509
 from ca.authority import Authority, Chain, Refused
 from ca.contract import (
     ApplyResponse,
-    CertificateCount,
-    CertificateStatus,
     FoundRequest,
     FoundResponse,
     JoinRequest,
@@ -30,13 +28,11 @@ from ca.contract import (
     SignResponse,
     Status,
     TokenResponse,
-    TrustStatus,
 )
 from ca.duration import Duration
 from ca.feed import Feed
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
-from ca.inventory import lifetimes
-from ca.lifetimes import USUAL, Lifetime, Overview, Standing, Thresholds, overview
+from ca.lifetimes import USUAL, Thresholds
 from ca.metrics import Facts
 from ca.registry import Outcome, RegistryError, State
 from ca.resources.kinds import KINDS, Resource, encode
@@ -48,6 +44,7 @@ from ca.revoking import completed
 from ca.sessions import STALL, Sessions
 from ca.store import Batch, ConflictError, Store, StoredCertificate
 from ca.tokens import JoinToken, TokenError
+from ca.trust import Trust
 
 REMEMBERED = timedelta(days=1)
 """How long a revocation of certificates is kept after the last of them has ended."""
@@ -76,9 +73,8 @@ class Centre:
         self._clock = clock
         self._changing = trio.Lock()
         self._refused: dict[str, list[NotRegistered]] = {}
-        self._thresholds = thresholds
-        self._overview = Overview(datetime.fromtimestamp(clock(), UTC))
         self._state = _restored(store)
+        self.trust = Trust(store, lambda: self._state, self.now, thresholds)
         self.feed = Feed(self._state, tick)
         self.sessions = Sessions(self.feed, self.roots, clock, stall=stall)
 
@@ -271,46 +267,6 @@ class Centre:
             await self.delete(ended)
         return [k.name for k in ended]
 
-    @property
-    def overview(self) -> Overview:
-        """What the last `look_over` found."""
-        return self._overview
-
-    async def look_over(self) -> Overview:
-        """Look at every certificate that signs or is wanted. StoreError."""
-        now = self.now()
-        found = await self._lifetimes()
-        self._overview = await trio.to_thread.run_sync(overview, found, now, self._thresholds)
-        return self._overview
-
-    async def trust(self, limit: int) -> TrustStatus:
-        """Every kind of certificate, and those that end first, `limit` of them. StoreError."""
-        now = self.now()
-        found = await self._lifetimes()
-
-        def answer() -> TrustStatus:
-            it = overview(found, now, self._thresholds)
-            held = sorted((i for i in found if i.held), key=lambda i: i.ends)
-            # However many others there are, what signs is always among them.
-            held = held[:limit] + [i for i in held[limit:] if i.what in ("root", "issuing")]
-            return TrustStatus(
-                [
-                    CertificateStatus(i.what, i.title, i.ends.timestamp(), i.standing(now, self._thresholds).value)
-                    for i in held
-                ],
-                [CertificateCount(what, *(it.counts[what, s] for s in Standing)) for what in it.first],
-                [f.text for f in it.findings],
-                len(self._state.revoked.objects),
-                now.timestamp(),
-                self.workload_life.total_seconds(),
-            )
-
-        return await trio.to_thread.run_sync(answer)
-
-    async def _lifetimes(self) -> Sequence[Lifetime]:
-        state, store = self._state, self._store
-        return await trio.to_thread.run_sync(lambda: tuple(lifetimes(state, store.issuers(), store.holders())))
-
     def list(self, kind: str, namespace: str, name: str) -> Listing:
         """The objects of a kind (all kinds if empty), narrowed by namespace and name unless those are empty."""
         state = self._state
@@ -331,14 +287,14 @@ class Centre:
             self.sessions.status(state),
             workloads,
             self._clock(),
-            [f.text for f in self._overview.findings],
+            [f.text for f in self.trust.overview.findings],
         )
 
     def facts(self) -> Facts:
         """What a scrape of the metrics shows."""
         status = self.status()
         return Facts(
-            self._overview,
+            self.trust.overview,
             status.revision,
             len(status.nodes),
             sum(n.connected for n in status.nodes),

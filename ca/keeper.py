@@ -60,7 +60,7 @@ class Keeper:
     async def look_over(self) -> None:
         """Tell what is about to end although somebody needs it. StoreError."""
         self._looked_over = self._now()
-        for finding in (await self._centre.look_over()).findings:
+        for finding in (await self._centre.trust.look_over()).findings:
             self._tell("expiry", finding.key, finding.text, error=finding.standing is Standing.ENDED)
 
     async def _renew(self, now: float) -> None:

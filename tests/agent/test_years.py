@@ -103,5 +103,5 @@ async def test_nothing_ends_in_three_years(store: SqliteStore) -> None:
     assert len(issuers) == 6  # one for each half of a year
     assert mixed > 15  # days on which leaves of two issuers met
     assert 4 * 110 < asked < 4 * 160  # every nine days or so, nobody in a storm
-    assert (await centre.look_over()).findings == ()
+    assert (await centre.trust.look_over()).findings == ()
     assert len(store.certificates()) < 4 * 5  # what ended is forgotten

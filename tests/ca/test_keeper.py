@@ -65,7 +65,7 @@ def _chain(pem: str) -> list[Certificate]:
 
 
 async def _alarms(centre: Centre) -> list[str]:
-    return [f.text for f in (await centre.look_over()).findings]
+    return [f.text for f in (await centre.trust.look_over()).findings]
 
 
 async def test_issuing_certificates_follow_each_other_up_to_the_end_of_the_root(centre: Centre, clock: Clock) -> None:
@@ -170,7 +170,7 @@ async def test_who_was_not_renewed_is_told_of_and_who_left_is_not(centre: Centre
     clock.now += 6 * DAY
     (said,) = await _alarms(centre)
     assert said.startswith("certificate of node a ends at")
-    trust = await centre.trust(10)
+    trust = await centre.trust.status(10, DAY)
     assert [(c.what, c.standing) for c in trust.certificates] == [
         ("node", "late"),
         ("issuing", "good"),
