@@ -92,6 +92,7 @@ def _found(placed: Placed, node: str) -> Found:
             spec.ports if "spec.ports" in placed.lines else None,
             metadata.labels,
             spec.address,
+            spec,
         )
     except ValueError as error:
         raise ValueError(placed.place(f"{workload.key}: {error}")) from error

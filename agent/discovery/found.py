@@ -29,6 +29,8 @@ class Found:
     ports: tuple[int, ...] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
+    more: WorkloadSpec | None = None
+    """What else is said of it, in the fields that are not here."""
 
     def __post_init__(self) -> None:
         if not self.namespace or not self.service_account:
@@ -52,12 +54,13 @@ class Found:
     def workload(self, node: str, ports: tuple[int, ...]) -> Workload:
         """What is to be registered. One that serves nothing needs no address of its own."""
         labels = dict(self.labels)
-        spec = WorkloadSpec(
-            node,
-            self.service_account,
-            self.address if ports else "",
-            ports,
-            self.match,
+        spec = msgspec.structs.replace(
+            self.more or WorkloadSpec(node, self.service_account),
+            node=node,
+            service_account=self.service_account,
+            address=self.address if ports else "",
+            ports=ports,
+            match=self.match,
             found=Origin(self.source, labels),
         )
         return Workload(Metadata(self.name, self.namespace, labels), spec)

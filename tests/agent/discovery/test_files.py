@@ -7,7 +7,7 @@ import trio
 from agent.discovery import files
 from agent.discovery.files import Files, look
 from agent.discovery.found import Found, Seen
-from ca.resources.workload import Match
+from ca.resources.workload import Match, WorkloadSpec
 
 WEB = """
 kind: Workload
@@ -19,7 +19,8 @@ API = "kind: Workload\nmetadata: {namespace: shop, name: api}\nspec: {serviceAcc
 
 def web(folder: Path) -> Found:
     labels = {"app": "web", "mesh": "on"}
-    return Found("files", str(folder / "web.yaml"), "shop", "web", "web", Match(uid=33), (80,), labels)
+    spec = WorkloadSpec("n1", "web", "", (80,), Match(uid=33))
+    return Found("files", str(folder / "web.yaml"), "shop", "web", "web", Match(uid=33), (80,), labels, more=spec)
 
 
 def test_a_file_says_what_apply_takes(tmp_path: Path) -> None:
@@ -32,6 +33,17 @@ def test_a_file_says_what_apply_takes(tmp_path: Path) -> None:
     assert (seen.problems, seen.whole) == ((), True)
     assert seen.found[1] == web(tmp_path)
     assert (seen.found[0].title, seen.found[0].ports) == ("shop/api", None)
+
+
+def test_all_that_a_file_says_is_registered(tmp_path: Path) -> None:
+    path = tmp_path / "web.yaml"
+    path.write_text(WEB.replace("ports: [80]", "ports: [80], failMode: open, capture: {in: {skip: {ports: [80]}}}"))
+    (found,) = look(tmp_path, "n1", {}).found
+    spec = found.workload("n1", (80, 81)).spec
+    assert (spec.fail_mode.value, spec.capture.in_.skip.ports, spec.ports) == ("open", (80,), (80, 81))
+    path.write_text(path.read_text().replace("ports: [80], f", "f"))
+    seen = look(tmp_path, "n1", {})
+    assert "capture.in.skip.ports has 80, which is none of ports" in seen.problems[0]
 
 
 @pytest.mark.parametrize(
