@@ -1,8 +1,8 @@
 """What each workload may take of a worker, so that one's storm costs nobody but itself.
 
 A connection is charged to its workload's account before anything is done for it, in a few look-ups, and refused where a
-limit is reached. Each direction has an account of its own: who is flooded from outside can still call others. With
-several workers each grants its share, rounded up, of what is allowed in all.
+limit is reached. Each direction has an account of its own: who is flooded from outside can still call others. Of what
+may be open at a time the workers of a node keep one tally; of what may begin in a second each grants its share.
 
 Refusing costs something too. So a workload that was refused STORM connections within a second has the others wait in
 the queue of its own listening socket, until the next one.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from agent.book import Entry
 from agent.connections import Direction
 from agent.snapshot import Snapshot
+from agent.tally import Tally, number
 from ca.resources.limits import Limits, size
 from ca.resources.metadata import Key
 from ca.resources.workload import Workload
@@ -34,55 +35,81 @@ STORM = 200
 class Account:
     """Of one workload, in one direction. `held` counts descriptors."""
 
-    __slots__ = ("_filled", "_limits", "_rate", "_share", "_tokens", "held", "live", "most", "most_held", "refused")
+    __slots__ = (
+        "_elsewhere",
+        "_filled",
+        "_limits",
+        "_number",
+        "_rate",
+        "_tally",
+        "_tokens",
+        "held",
+        "live",
+        "most",
+        "most_held",
+        "most_here",
+        "refused",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "", tally: Tally | None = None) -> None:
         self.live = self.held = 0
         self.refused = 0  # in this second
         self._tokens, self._filled = 0.0, 0.0
         self._rate = 0.0
-        self.most = self.most_held = 0
+        self.most = self.most_held = self.most_here = 0  # connections, descriptors, descriptors of this worker
         self._limits = Limits()
-        self._share = 1
+        self._number, self._tally = number(name), tally
+        self._elsewhere = False  # whether it matters what other workers hold
 
     def limit(self, limits: Limits, share: int, descriptors: int) -> None:
         """New limits; what is open stays open. `share` is the number of workers, `descriptors` what this one has."""
-        self._limits, self._share = limits, share
+        self._limits = limits
         counts = [limits.connections or 0, size(limits.memory) // PER_CONNECTION or 1 if limits.memory else 0]
-        self.most = min((_part(c, share) for c in counts if c), default=0)
-        self.most_held = int(descriptors * SHARE)
-        if limits.descriptors:
-            self.most_held = min(self.most_held, _part(limits.descriptors, share))
+        self.most = min((c for c in counts if c), default=0)
+        self.most_held, self.most_here = limits.descriptors or 0, int(descriptors * SHARE)
+        self._elsewhere = self._tally is not None and bool(self.most or self.most_held)
+        if self._tally is None:
+            self.most, self.most_held = _part(self.most, share), _part(self.most_held, share)
+        elif self._elsewhere:
+            self._tally.put(self._number, self.live, self.held)
         rate = (limits.connections_per_second or 0) / share
         if rate != self._rate:
             self._rate, self._tokens = rate, max(1.0, rate)
 
     def take(self, now: float, descriptors: int) -> str:
         """Charge a connection; why not, or nothing."""
-        if self.most and self.live >= self.most:
-            return self._over_connections()
-        if self.held + descriptors > self.most_held:
-            return f"over its budget of descriptors in the agent: {self.held} are in use"
+        live, held = self.live, self.held
+        if self._elsewhere and self._tally is not None:
+            connections, more = self._tally.others(self._number)
+            live, held = live + connections, held + more
+        if self.most and live >= self.most:
+            return self._over_connections(live)
+        if (self.most_held and held + descriptors > self.most_held) or self.held + descriptors > self.most_here:
+            return f"over its budget of descriptors in the agent: {held} are in use"
         if self._rate:
             self._tokens = min(self._tokens + (now - self._filled) * self._rate, max(1.0, self._rate))
             self._filled = now
             if self._tokens < 1:
                 return f"over its budget: more than {self._limits.connections_per_second} connections a second"
             self._tokens -= 1
-        self.live += 1
-        self.held += descriptors
+        self._add(1, descriptors)
         return ""
 
     def give(self, descriptors: int) -> None:
         """A connection that was charged has ended."""
-        self.live -= 1
-        self.held -= descriptors
+        self._add(-1, -descriptors)
 
-    def _over_connections(self) -> str:
+    def _add(self, connections: int, descriptors: int) -> None:
+        self.live += connections
+        self.held += descriptors
+        if self._elsewhere and self._tally is not None:
+            self._tally.put(self._number, self.live, self.held)
+
+    def _over_connections(self, live: int) -> str:
         limits = self._limits
-        if limits.connections and _part(limits.connections, self._share) == self.most:
+        if limits.connections and live >= limits.connections:
             return f"over its budget: {limits.connections} connections are open"
-        return f"over its budget of memory, {limits.memory}: {self.live} connections are open"
+        return f"over its budget of memory, {limits.memory}: {live} connections are open"
 
 
 def _part(limit: int, share: int) -> int:
@@ -90,10 +117,12 @@ def _part(limit: int, share: int) -> int:
 
 
 class Budgets:
-    """The accounts of one worker, of which there are `share`. `resting` are the workloads (namespace/name) whose
+    """The accounts of one worker, of which there are `share` with a `tally` in common: without it each grants its share
+    of every limit. `resting` are the workloads (namespace/name) whose
     listeners should rest until the next `tick`, once a second."""
 
-    def __init__(self, share: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, share: int = 1, tally: Tally | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tally = tally
         self.resting: set[str] = set()
         self._share, self._clock = share, clock
         self._accounts: dict[tuple[Key, Direction], tuple[Account, Limits, Limits]] = {}
@@ -149,7 +178,7 @@ class Budgets:
         known = self._accounts.get((workload.key, direction))
         # The same objects, not equal ones: that is asked for every connection.
         if known is None or known[1] is not own or known[2] is not common:
-            account = known[0] if known else Account()
+            account = known[0] if known else Account(f"{direction.value} {workload.title}", self._tally)
             account.limit(own.else_(common), self._share, self._descriptors)
             known = self._accounts[workload.key, direction] = account, own, common
         return known[0]

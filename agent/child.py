@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -35,6 +36,14 @@ PULSE, SILENCE = 5.0, 30.0
 """Seconds between signs of life asked for, and without one until a worker counts as hanging."""
 
 Told = Callable[["Child", Closed | StockWanted | Notice], None]
+
+
+class Descriptor(Protocol):
+    """A socket, or anything else that has a file descriptor."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Child:
@@ -62,7 +71,7 @@ class Child:
         self.last_tables: Tables | None = None
         self._told, self._met, self._progress = told, met, progress
         self._command = tuple(command) or (sys.executable, "-m", "agent.worker")
-        self._queue: deque[tuple[TO_WORKER, tuple[socket.socket, ...], bool]] = deque()
+        self._queue: deque[tuple[TO_WORKER, tuple[Descriptor, ...], bool]] = deque()
         self._news = trio.Event()
         self._inquiries = itertools.count(1)
         self._asked: dict[int, trio.Event] = {}
@@ -72,7 +81,7 @@ class Child:
         self._killed = False
         self.gone = False
 
-    def say(self, message: TO_WORKER, socks: Sequence[socket.socket] = (), *, give: bool = False) -> None:
+    def say(self, message: TO_WORKER, socks: Sequence[Descriptor] = (), *, give: bool = False) -> None:
         """Queue a message with duplicates of `socks`; with `give` they are closed once sent."""
         if self.gone:
             _close(socks if give else ())
@@ -193,7 +202,7 @@ class Child:
                 self.kill()
 
 
-def _close(socks: Sequence[socket.socket]) -> None:
+def _close(socks: Sequence[Descriptor]) -> None:
     for sock in socks:
         sock.close()
 

@@ -51,6 +51,7 @@ from agent.relay.loop import Relay
 from agent.resolver import Namer, Resolver
 from agent.snapshot import Snapshot
 from agent.stock import Stocks
+from agent.tally import Tally
 from agent.tunnel.arrivals import Arrivals
 from agent.tunnel.link import Link
 from agent.tunnel.pool import IDLE, Pool, Shared
@@ -70,7 +71,12 @@ class Worker:
     """Wires the parts together and feeds them what the supervisor says."""
 
     def __init__(
-        self, channel: "Channel[FROM_WORKER, TO_WORKER]", config: Configure, relay: Relay, nursery: trio.Nursery
+        self,
+        channel: "Channel[FROM_WORKER, TO_WORKER]",
+        config: Configure,
+        relay: Relay,
+        nursery: trio.Nursery,
+        tally: Tally | None = None,
     ) -> None:
         self._channel = channel
         self.snapshot = Snapshot(config.node)
@@ -84,7 +90,7 @@ class Worker:
         self.authorizer = Authorizer()
         inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark), self.authorizer)
         self.inbound = inbound
-        inbound.budgets = Budgets(config.workers)
+        inbound.budgets = Budgets(config.workers, tally)
         shared = Shared()
         self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
         self.arrivals = Arrivals(
@@ -272,24 +278,24 @@ def _key(name: ResourceName) -> Key:
     return Key(name.kind, name.namespace, name.name)
 
 
-async def _configured(channel: "Channel[FROM_WORKER, TO_WORKER]") -> Configure:
-    first, _ = await channel.receive()
+async def _configured(channel: "Channel[FROM_WORKER, TO_WORKER]") -> tuple[Configure, Tally | None]:
+    first, fds = await channel.receive()
     if not isinstance(first, Configure):
         raise SystemExit("culvert worker: the supervisor must speak first: start it with `culvert agent run`")
-    return first
+    return first, (Tally(fds.pop(), first.row, first.workers) if fds else None)
 
 
 def serve(fd: int) -> None:
     """Be the worker at the other end of `fd`."""
     channel = worker_end(socket.socket(fileno=fd))
-    config = trio.run(_configured, channel)
+    config, tally = trio.run(_configured, channel)
     # Before there is a second thread: capabilities are each thread's own.
     privileges.drop(config.uid, config.gid, privileges.CAP_NET_RAW)
     relay = Relay()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await Worker(channel, config, relay, nursery).run()
+            await Worker(channel, config, relay, nursery, tally).run()
 
     relay.host(main)
 

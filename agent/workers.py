@@ -12,10 +12,12 @@ import itertools
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 
 import structlog
 import trio
 
+from agent import tally
 from agent.child import Child
 from agent.connections import Connection, Tunnel
 from agent.leaf import Leaf
@@ -96,6 +98,7 @@ class Workers:
         self._draining = False
         self._borrowing = True
         self._count = 1
+        self._tally: FileIO | None = None
         self.restarts = 0
         self.overtime = 0.0
         """Seconds that connections may outlive the certificates of their tunnel; for workers started from then on."""
@@ -212,11 +215,12 @@ class Workers:
 
     async def run(self, count: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep `count` workers going until cancelled (they are killed) or drained (they end by themselves)."""
-        async with trio.open_nursery() as nursery:
-            self._nursery, self._count = nursery, count
-            for slot in range(count):
-                nursery.start_soon(self._keep, slot)
-            task_status.started()
+        with FileIO(tally.make(count), "r+") as table:
+            async with trio.open_nursery() as nursery:
+                self._nursery, self._count, self._tally = nursery, count, table
+                for slot in range(count):
+                    nursery.start_soon(self._keep, slot)
+                task_status.started()
 
     async def drain(self, seconds: float) -> None:
         """Let all finish, and replace none: `run` returns."""
@@ -231,7 +235,7 @@ class Workers:
             started = trio.current_time()
             child = Child(next(self._children), slot, self._heard, self._hand_over, self._move, self._command)
             self._live[child.number] = child
-            child.say(self._configure(child))
+            child.say(self._configure(child), [self._tally] if self._tally else [])
             try:
                 how = await child.run()
             finally:
@@ -255,7 +259,9 @@ class Workers:
     def _configure(self, child: Child) -> Configure:
         uid, gid = self._account
         spoof = self._marks.spoof if self._borrowing else 0
-        return Configure(self._node, child.number, self._marks.agent, spoof, uid, gid, self.overtime, self._count)
+        return Configure(
+            self._node, child.number, self._marks.agent, spoof, uid, gid, self.overtime, self._count, child.slot
+        )
 
     def _hand_over(self, child: Child) -> None:
         if child.draining:

@@ -1,4 +1,6 @@
+import os
 import resource
+from io import FileIO
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from agent.book import Book, Entry
 from agent.budgets import PER_CONNECTION, SHARE, STORM, Account, Budgets
 from agent.connections import Direction, Party, Security
 from agent.snapshot import Snapshot
+from agent.tally import Tally, make
 from ca.resources.limits import Limits
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
@@ -19,10 +22,10 @@ OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 class Scene:
     """A worker's book and budgets, at a time of our own."""
 
-    def __init__(self, own: Limits, common: Limits | None = None, share: int = 1) -> None:
+    def __init__(self, own: Limits, common: Limits | None = None, share: int = 1, tally: Tally | None = None) -> None:
         self.now = 100.0
         self.book = Book(1, lambda: None)
-        self.budgets = Budgets(share, lambda: self.now)
+        self.budgets = Budgets(share, tally, lambda: self.now)
         self.web = self.workload("web", own)
         self.db = self.workload("db", Limits())
         self.mesh(common or Limits())
@@ -115,9 +118,9 @@ def test_nobody_takes_all_descriptors() -> None:
     available = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     account = Account()
     account.limit(Limits(), 1, available)
-    assert account.most_held == int(available * SHARE) < available
-    assert isinstance(scene.begin(descriptors=account.most_held + 1), str)
-    assert isinstance(scene.begin(descriptors=account.most_held), Entry)
+    assert account.most_here == int(available * SHARE) < available
+    assert isinstance(scene.begin(descriptors=account.most_here + 1), str)
+    assert isinstance(scene.begin(descriptors=account.most_here), Entry)
     assert isinstance(scene.begin(), str)
     assert isinstance(scene.begin(scene.db), Entry)
 
@@ -140,6 +143,29 @@ def test_new_limits_hold_at_once_and_end_nothing() -> None:
 def test_workers_share() -> None:
     assert [Scene(Limits(connections=10), share=n).begun(20) for n in (1, 2, 3, 4)] == [10, 5, 4, 3]
     assert Scene(Limits(connections_per_second=10), share=2).begun(20) == 5
+
+
+def test_with_a_tally_workers_keep_one_limit() -> None:
+    with FileIO(make(2), "r+") as table:
+        one, two = (Scene(Limits(connections=10), share=2, tally=Tally(os.dup(table.fileno()), n, 2)) for n in (0, 1))
+        held = [one.begin() for _ in range(8)]
+        assert two.begun(5) == 2
+        assert two.begin() == "over its budget: 10 connections are open"
+        one.end(*held[:5])
+        assert two.begun(9) == 5
+        assert one.begun(1) == 0
+        # A worker that was replaced holds nothing.
+        again = Scene(Limits(connections=10), share=2, tally=Tally(os.dup(table.fileno()), 0, 2))
+        assert again.begun(9) == 3
+
+
+def test_a_limit_that_comes_later_counts_what_was_there() -> None:
+    with FileIO(make(2), "r+") as table:
+        one, two = (Scene(Limits(), share=2, tally=Tally(os.dup(table.fileno()), n, 2)) for n in (0, 1))
+        assert one.begun(4, workload=one.db) == 4
+        for scene in (one, two):
+            scene.mesh(Limits(connections=5))
+        assert one.begun(1, workload=one.db) + two.begun(3, workload=two.db) == 1
 
 
 def test_a_storm_rests_until_the_next_second() -> None:

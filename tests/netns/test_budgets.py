@@ -13,8 +13,8 @@ from tests.netns import traffic
 from tests.netns.test_exclusions import said
 from tests.netns.town import Town
 
-WORKERS = 1
-"""Several would grant a share each."""
+WORKERS = 2
+"""Together they keep one limit, whichever of them the kernel gives a connection to."""
 
 SERVER = """
 import socket, sys, threading
