@@ -9,7 +9,7 @@ from redirect.desired import Desired, Recognise
 from redirect.names import FROM, MESH, SERVES
 from redirect.plan import plan
 from redirect.render import render, show_element
-from redirect.ruleset import Ruleset, endpoint_sets
+from redirect.ruleset import Ruleset, Set, endpoint_sets
 
 MOST = 20
 """Lines of words on rules, one by one; more say nothing to anybody."""
@@ -70,10 +70,14 @@ def _addresses(held: Ruleset | None, desired: Desired | None) -> Iterator[str]:
         has = before.get(group.name, frozenset())
         new, gone = new + len(group.elements - has), gone + len(has - group.elements)
     if new or gone:
-        yield f"mesh addresses: {new} come, {gone} go"
+        yield f"addresses of the mesh: {new} more, {gone} fewer"
     for group in endpoint_sets(SERVES, (pair for c in desired.captures for pair in c.serves) if desired else ()):
         has = before.get(group.name, frozenset())
         for element in sorted(group.elements - has):
-            yield f"{show_element(group, element)}: plaintext that arrives there goes to the agent"
+            yield f"{_pair(group, element)}: plaintext that arrives there goes to the agent"
         for element in sorted(has - group.elements):
-            yield f"{show_element(group, element)}: plaintext that arrives there goes to the program itself"
+            yield f"{_pair(group, element)}: plaintext that arrives there goes to the program itself"
+
+
+def _pair(group: Set, element: bytes) -> str:
+    return show_element(group, element).replace(" . ", " port ")

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,21 @@ def test_bytes_flow_both_ways(wire: Wire, kernel: Kernel, address: str, source: 
     with Server(wire.node, "application", "::" if ":" in address else "0.0.0.0", 80) as server:
         assert _talk(wire.node, address, source) == b"application"
         assert server.seen == [Seen(source, None)]
+
+
+@pytest.mark.parametrize("strictness", [1, 2])
+def test_reverse_path_filters_do_not_matter(wire: Wire, kernel: Kernel, strictness: int) -> None:
+    """Distributions differ in net.ipv4.conf.*.rp_filter; we change none of them."""
+
+    def filtered() -> None:
+        for interface in Path("/proc/sys/net/ipv4/conf").iterdir():
+            (interface / "rp_filter").write_text(str(strictness))
+
+    in_namespace(wire.node, filtered)
+    kernel.apply(DESIRED)
+    with Server(wire.node, "application", "0.0.0.0", 80):
+        assert _talk(wire.node, "10.77.0.1", "10.77.0.9") == b"application"
+        assert _talk(wire.node, "10.77.0.1", "198.51.100.7") == b"application"
 
 
 def test_without_the_rules_it_would_time_out(wire: Wire) -> None:

@@ -34,16 +34,16 @@ def test_from_nothing() -> None:
     assert {line[0] for line in text[3:]} == {"+"}
     assert in_words(None, OLD) == [
         "shop/web: what uid 1001 sends to the mesh goes to the agent, port 15101",
-        "mesh addresses: 1 come, 0 go",
-        "10.0.0.1 . 80: plaintext that arrives there goes to the agent",
+        "addresses of the mesh: 1 more, 0 fewer",
+        "10.0.0.1 port 80: plaintext that arrives there goes to the agent",
     ]
 
 
 def test_one_more_and_one_fewer() -> None:
     assert in_words(plan(OLD), NEW) == [
         "shop/db: what cgroup 4711 sends to the mesh goes to the agent, port 15102",
-        "mesh addresses: 1 come, 0 go",
-        "fd00::1 . 5432: plaintext that arrives there goes to the agent",
+        "addresses of the mesh: 1 more, 0 fewer",
+        "fd00::1 port 5432: plaintext that arrives there goes to the agent",
     ]
     assert in_words(plan(NEW), OLD)[0] == "shop/db: is not captured any more"
     assert "+\t\t\tfd00::1 . 5432," in as_text(plan(OLD), NEW).splitlines()
