@@ -31,6 +31,8 @@ RETRY = 2.0
 LONGEST_REST = 0.5
 """Seconds. After a pass the task rests as long as the pass took, but no longer than this: in a large mesh that never
 stops changing, changes are gathered instead of taking a whole core."""
+GATHER = 0.05
+"""Seconds between looks at cgroups that are nobody's; meanwhile new ones are the resolver's."""
 SETTLE = 5.0
 """Seconds that workers have to act on a view before rules follow it anyway; one that hangs is being killed by then."""
 
@@ -278,6 +280,8 @@ class Activation:
                 self.poke()
             else:
                 await self._meet()
+                # Machines that start programs all the time have many: gathered, they cost what a few do.
+                await trio.sleep(GATHER)
 
     async def _meet(self) -> None:
         """Learn the cgroups that are nobody's, so that their connections are left alone."""

@@ -9,5 +9,5 @@ fi
 systemctl enable --now culvert-central
 for node in "$@"; do
     token=$(culvert central token create --node "$node" --ttl 1h)
-    echo "vagrant ssh $node -c 'sudo culvert agent join $token && sudo systemctl enable --now culvert-agent'"
+    echo "vagrant ssh $node -c 'sudo culvert agent join $token && sudo systemctl enable culvert-guard && sudo systemctl enable --now culvert-agent'"
 done

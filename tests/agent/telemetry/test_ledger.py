@@ -143,6 +143,7 @@ def test_facts_of_our_own():
         expiry={"spiffe://t/ns/shop/sa/web": 1_800_000_000.0},
         captured={"shop/web": 4},
         bypassed={"shop/web": 7},
+        passed={"shop/web": 2},
         gauges={"connections": 3},
         log_dropped=2,
         worker_restarts=1,
@@ -154,6 +155,7 @@ def test_facts_of_our_own():
     assert found["culvert_certificate_expiry_timestamp_seconds", (("identity", "spiffe://t/ns/shop/sa/web"),)] == 1.8e9
     assert found["culvert_bypassed_connections_total", (("workload", "shop/web"),)] == 7
     assert found["culvert_captured_connections_total", (("workload", "shop/web"),)] == 4
+    assert found["culvert_passed_connections_total", (("workload", "shop/web"),)] == 2
     for name, amount in (
         ("culvert_access_log_dropped_total", 2),
         ("culvert_worker_restarts_total", 1),
