@@ -157,3 +157,25 @@ def test_network_errors_of_a_new_connection_are_passed_over():
     """As accept(2) lists them for Linux."""
     for name in ("ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EOPNOTSUPP"):
         assert getattr(errno, name) in _PASSING
+
+
+async def test_who_storms_waits_in_its_own_queue_and_its_neighbour_does_not():
+    async with door() as d:
+        d.add(1, Role.OUTBOUND, "shop/web")
+        d.add(2, Role.OUTBOUND, "shop/db")
+        storming = {"shop/web"}
+        d.listeners.storming = storming
+        callers = [socket.create_connection(d.addresses[0]) for _ in range(5)]
+        await soon(lambda: len(d.got) == 1)  # the one by which it is noticed
+        callers += [socket.create_connection(d.addresses[1]) for _ in range(5)]
+        await soon(lambda: [n for _, n, _, _ in d.got].count("shop/db") == 5)
+        assert [n for _, n, _, _ in d.got].count("shop/web") == 1
+        storming.clear()
+        d.listeners.resume()
+        await soon(lambda: len(d.got) == 10)
+        d.listeners.storming = {"shop/web"}
+        callers.append(socket.create_connection(d.addresses[0]))
+        await soon(lambda: len(d.got) == 11)
+        d.listeners.remove(1)  # while it rests
+        for caller in callers:
+            caller.close()
