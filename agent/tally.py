@@ -25,6 +25,11 @@ def make(rows: int) -> int:
     return fd
 
 
+def clear(fd: int, row: int) -> None:
+    """A row whose worker has died holds nothing any more."""
+    os.pwrite(fd, bytes(ROW), row * ROW)
+
+
 def number(name: str) -> int:
     """An account's number, the same in every worker; never 0, which marks a place as free."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) or 1

@@ -240,6 +240,8 @@ class Workers:
                 how = await child.run()
             finally:
                 del self._live[child.number]
+                if self._tally:
+                    tally.clear(self._tally.fileno(), slot)
                 self._move()
             if self._stops():
                 return

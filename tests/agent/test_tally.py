@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.tally import PLACES, Tally, make, number
+from agent.tally import PLACES, Tally, clear, make, number
 
 
 @contextmanager
@@ -75,5 +75,10 @@ def test_between_processes() -> None:
         done = subprocess.run(command, pass_fds=[fd], capture_output=True, text=True, check=True)
         assert done.stdout == "(3, 4)\n"
         assert mine.others(42) == (5, 6)
-        Tally(os.dup(fd), 1, 2)  # the one that takes the dead one's place
+        clear(fd, 1)  # it has died
+        assert mine.others(42) == (0, 0)
+        other = Tally(os.dup(fd), 1, 2)  # and another has its place
+        other.put(42, 1, 1)
+        assert mine.others(42) == (1, 1)
+        Tally(os.dup(fd), 1, 2)
         assert mine.others(42) == (0, 0)
