@@ -62,7 +62,7 @@ FIRST_VIEW = 10.0
 _T = TypeVar("_T")
 
 EXPIRY_LOOK = 15.0
-"""Seconds between looks for certificates that are late."""
+"""Seconds between looks for certificates that are late, and at what else is told of the node itself."""
 
 FAREWELL = 2.0
 """Seconds beyond the drain until stragglers are killed."""
@@ -100,6 +100,7 @@ class Supervisor:
         saved = self.state.views.load(self.membership.node)
         view = saved or MeshView(Snapshot(self.membership.node))
         self.clock = CentreClock(time.time, boot_time)
+        self._own_problems: tuple[str, ...] = ()
         self._sink = _open_sink(settings.access_log)
         self.ledger = Ledger(AccessLog(self._sink) if self._sink else None, time.monotonic)
 
@@ -278,6 +279,9 @@ class Supervisor:
             for alarm in told.news(self.topics.alarms(), time.time()):
                 tell = log.error if alarm.standing is Standing.ENDED else log.warning
                 tell("expiry", about=alarm.text)
+            if (problems := tuple(self.topics.own_problems())) != self._own_problems:
+                self._own_problems = problems
+                self._reported()
             await trio.sleep(EXPIRY_LOOK)
 
     async def _say_ready(self) -> None:
@@ -350,7 +354,8 @@ class Supervisor:
         self.discovery.registration.met()
 
     def _reported(self) -> None:
-        self.centre.report(self.activation.active, (*self.activation.problems, *self.discovery.problems))
+        problems = (*self._own_problems, *self.activation.problems, *self.discovery.problems)
+        self.centre.report(self.activation.active, problems)
 
     def _took(self, change: Change) -> None:
         revoked, before = change.view.snapshot.revoked, self._revoked

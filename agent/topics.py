@@ -117,10 +117,10 @@ class Topics:
             memory=_memory(),
             clock_ahead=skew.ahead if skew else None,
             clock_uncertainty=skew.uncertainty if skew else 0.0,
-            problems=[*self._own_problems(), *self.activation.problems, *self.discovery.problems],
+            problems=[*self.own_problems(), *self.activation.problems, *self.discovery.problems],
         )
 
-    def _own_problems(self) -> Iterator[str]:
+    def own_problems(self) -> Iterator[str]:
         """What stands against the node's clock, and its certificates where they are late."""
         objection = self.clock.objection(self.max_skew)
         if objection:

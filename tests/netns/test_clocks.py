@@ -71,6 +71,12 @@ async def test_a_clock_that_is_far_off_is_named_and_heals_by_being_set(two: Pair
 
     assert await soon(named, 20), (await two.ask(two.one, "status"), two.one.process and two.one.process.tail())
     assert two.one.process is not None
+    if way == "ahead of":  # it has a session nevertheless, and the centre's operators can see it too
+
+        async def told() -> bool:
+            return "ahead of the centre's" in " ".join((await two.mesh.status()).nodes[0].problems)
+
+        assert await soon(told, 20), await two.mesh.status()
     _set(two, "+0s")
 
     async def healed() -> bool:
