@@ -6,6 +6,7 @@
     culvert.io/namespace         default
     culvert.io/name              the container's name and the node's
     culvert.io/address           the one the engine gave it
+    culvert.io/fail-mode         closed
 
 A container with a network namespace of its own is recognised by that; one in the machine's by its cgroup. What is
 registered is a link of ours to the namespace, so that a container that starts anew, under another process id, is the
@@ -22,7 +23,7 @@ import structlog
 import trio
 
 from agent.discovery.docker import PREFIX, Container, Engine, EngineError
-from agent.discovery.found import Found, Publish, Seen
+from agent.discovery.found import Found, Publish, Seen, failing
 from agent.discovery.sections import NAMESPACE, named, numbers, pairs, spelled
 from ca.hints import did_you_mean
 from ca.resources.workload import Match
@@ -38,7 +39,7 @@ ABSENT = 10.0
 LINGER = 10.0
 """Seconds for which a container that has ended stands, because it may be restarting."""
 
-_KEYS = ("labels", "service-account", "ports", "namespace", "name", "address")
+_KEYS = ("labels", "service-account", "ports", "namespace", "name", "address", "fail-mode")
 _QUIET = ("", "exec_create", "exec_start", "exec_die", "health_status", "top", "attach", "resize", "exec_detach")
 """Events that change nothing for us."""
 
@@ -171,16 +172,18 @@ def described(container: Container, node: str, links: Path) -> Running:
         if ports:
             raise ValueError(f"it has ports, and no address at which others reach it: label {PREFIX}address gives one")
         ports = ()
+    account = mine.get("service-account") or spelled(title)
     found = Found(
         "containers",
         title,
         namespace,
         name,
-        mine.get("service-account") or spelled(title),
+        account,
         match,
         ports,
         pairs(mine["labels"]) if mine.get("labels") else {},
         address,
+        failing(mine.get("fail-mode", ""), node, account),
     )
     return Running(found, pid, _began(pid), 0 if own else os.stat(netns).st_ino, netns)
 

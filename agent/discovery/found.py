@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from ca.resources.capture import FailMode
 from ca.resources.kinds import decode, encode
 from ca.resources.metadata import Key, Metadata
 from ca.resources.workload import Match, Origin, Workload, WorkloadSpec
@@ -64,6 +65,17 @@ class Found:
             found=Origin(self.source, labels),
         )
         return Workload(Metadata(self.name, self.namespace, labels), spec)
+
+
+def failing(mode: str, node: str, service_account: str) -> WorkloadSpec | None:
+    """A spec that says what becomes of its connections while the agent is away; None where nothing is said. ValueError
+    for what is no mode."""
+    if not mode:
+        return None
+    modes = [m.value for m in FailMode]
+    if mode not in modes:
+        raise ValueError(f"fail mode {mode!r}: use {' or '.join(modes)}")
+    return WorkloadSpec(node, service_account, fail_mode=FailMode(mode))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
     Ports=8080 8443
     Namespace=shop
     Name=web-1
+    FailMode=closed
 
 systemd leaves sections that begin with X- to others. Its own rules for files hold: later ones go over earlier ones,
 lists add up, an empty value begins a list afresh.
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from agent.discovery.found import Found
+from agent.discovery.found import Found, failing
 from ca.hints import did_you_mean
 from ca.resources.workload import Match
 
@@ -24,7 +25,7 @@ SECTION = "X-Culvert"
 NAMESPACE = "default"
 """Of a unit, container or user that says none."""
 
-_KEYS = ("Labels", "ServiceAccount", "Ports", "Namespace", "Name")
+_KEYS = ("Labels", "ServiceAccount", "Ports", "Namespace", "Name", "FailMode")
 _HEADER = re.compile(r"\s*\[([^\]]*)\]\s*")
 
 
@@ -37,6 +38,7 @@ class Marked:
     service_account: str = ""
     namespace: str = ""
     name: str = ""
+    fail_mode: str = ""
 
 
 def has_section(text: str) -> bool:
@@ -68,7 +70,8 @@ def marked(files: Iterable[str]) -> Marked | None:
     if not any_section:
         return None
     found = None if ports is None else tuple(dict.fromkeys(ports))
-    return Marked(labels, found, names.get("ServiceAccount", ""), names.get("Namespace", ""), names.get("Name", ""))
+    says = (names.get(key, "") for key in ("ServiceAccount", "Namespace", "Name", "FailMode"))
+    return Marked(labels, found, *says)
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -94,16 +97,17 @@ def numbers(text: str) -> list[int]:
 def unit_workload(unit: str, marks: Marked, cgroup: str, node: str) -> Found:
     """The workload of a unit. ValueError for what could be none."""
     stem, _, _ = unit.rpartition(".")
-    account = spelled(stem.partition("@")[0])
+    account = marks.service_account or spelled(stem.partition("@")[0])
     return Found(
         "systemd",
         unit,
         marks.namespace or NAMESPACE,
         marks.name or named(stem, node),
-        marks.service_account or account,
+        account,
         Match(cgroup=cgroup),
         marks.ports,
         marks.labels,
+        more=failing(marks.fail_mode, node, account),
     )
 
 

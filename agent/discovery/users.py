@@ -6,6 +6,7 @@
     labels = "app=db mesh=on"        # none
     ports = [5432]                   # those at which its processes listen
     name = "db-1"                    # the user's name and the node's
+    fail_mode = "open"               # closed
 
 All processes of the user are the workload. A user that does not exist yet is looked for until it does, so that the file
 can be there before the package that makes the user.
@@ -21,7 +22,7 @@ import msgspec
 import trio
 
 from agent.discovery.folders import Folders, TooMuch, read_small
-from agent.discovery.found import Found, Publish, Seen
+from agent.discovery.found import Found, Publish, Seen, failing
 from agent.discovery.sections import NAMESPACE, named, pairs, spelled
 from ca.resources.workload import Match
 
@@ -38,6 +39,7 @@ class _User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: str = ""
     ports: tuple[int, ...] | None = None
     name: str = ""
+    fail_mode: str = ""
 
 
 @dataclass
@@ -95,13 +97,15 @@ def _read(text: str) -> Iterator[tuple[str, _User]]:
 def _found(user: str, says: _User, node: str) -> Found:
     """KeyError when there is no such user."""
     uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    account = says.service_account or spelled(user)
     return Found(
         "users",
         f"user {user}",
         says.namespace,
         says.name or named(user, node),
-        says.service_account or spelled(user),
+        account,
         Match(uid=uid),
         says.ports,
         pairs(says.labels) if says.labels else {},
+        more=failing(says.fail_mode, node, account),
     )

@@ -11,6 +11,7 @@ from agent.discovery import containers
 from agent.discovery.containers import Containers, described, relink
 from agent.discovery.docker import Config, Container, Engine, EngineError, State
 from agent.discovery.found import Found, Seen
+from ca.resources.capture import FailMode
 from redirect.cgroup import mount_point
 from tests.agent.discovery.podman import Podman, podman
 
@@ -72,13 +73,20 @@ async def test_containers_come_and_go(engine: Podman, watching: Watching, monkey
     await trio.to_thread.run_sync(lambda: engine.run("plain", "--network=none"))
     await trio.to_thread.run_sync(
         lambda: engine.run(
-            "inside", "--network=none", namespace="shop", labels="app=web mesh=on", ports="80,443", address="10.1.2.3"
+            "inside",
+            "--network=none",
+            namespace="shop",
+            labels="app=web mesh=on",
+            ports="80,443",
+            address="10.1.2.3",
+            fail_mode="open",
         )
     )
     await watching.wait(lambda: "inside" in watching.found)
     found = watching.found["inside"]
     assert (found.title, found.service_account, found.ports) == ("shop/inside-n1", "inside", (80, 443))
     assert (dict(found.labels), found.address) == ({"app": "web", "mesh": "on"}, "10.1.2.3")
+    assert found.workload("n1", (80,)).spec.fail_mode is FailMode.OPEN
     link = Path(found.match.netns or "")
     pid = await of_engine(engine, "inspect", "inside", "--format", "{{.State.Pid}}")
     assert os.stat(link).st_ino == os.stat(f"/proc/{pid}/ns/net").st_ino

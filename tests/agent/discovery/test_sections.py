@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from agent.discovery.sections import Marked, has_section, marked, slice_path, spelled, unit_workload
 from agent.discovery.units import _pattern
 from ca.identity import check_name
+from ca.resources.capture import FailMode
 from ca.resources.workload import Match
 
 
@@ -46,6 +47,16 @@ def test_defaults_of_a_unit() -> None:
     found = unit_workload("My_App@1.service", Marked({}), "a/b", "n1")
     assert (found.namespace, found.name, found.service_account) == ("default", "my-app-1-n1", "my-app")
     assert (found.match, found.ports) == (Match(cgroup="a/b"), None)
+    assert found.workload("n1", ()).spec.fail_mode is FailMode.CLOSED
+
+
+def test_a_unit_may_fail_open() -> None:
+    says = marked(["[X-Culvert]\nFailMode=open\n"])
+    assert says is not None
+    spec = unit_workload("a.service", says, "a/b", "n1").workload("n1", (80,)).spec
+    assert (spec.fail_mode, spec.service_account, spec.ports) == (FailMode.OPEN, "a", (80,))
+    with pytest.raises(ValueError, match="fail mode 'maybe': use closed or open"):
+        unit_workload("a.service", Marked({}, fail_mode="maybe"), "a/b", "n1")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import trio
 from agent.discovery import users
 from agent.discovery.found import Seen
 from agent.discovery.users import Users, look
+from ca.resources.capture import FailMode
 from ca.resources.workload import Match
 
 FILE = """
@@ -18,6 +19,7 @@ ports = [5432]
 ["64031"]
 service_account = "batch"
 name = "nightly"
+fail_mode = "open"
 """
 
 
@@ -28,6 +30,7 @@ def test_users_by_name_and_number(tmp_path: Path) -> None:
     assert (seen.problems, seen.whole, lacking) == ((), True, False)
     root, batch = seen.found
     assert (root.title, root.service_account, root.match, root.ports) == ("shop/root-n1", "root", Match(uid=0), (5432,))
+    assert batch.workload("n1", ()).spec.fail_mode is FailMode.OPEN
     assert dict(root.labels) == {"app": "db", "mesh": "on"}
     assert (batch.title, batch.service_account, batch.match, batch.ports) == (
         "default/nightly", "batch", Match(uid=64031), None,
