@@ -43,11 +43,11 @@ async def test_without_capture_the_same_storm_is_there_for_all_to_read(unit: Uni
 async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> None:
     """A new cgroup beside the unit's is nobody's: what it sends arrives as it was, and soon goes past us."""
     unit.directory = unit.directory.with_name("stranger.service")
-    said = await unit.storm(rounds=1)
-    assert said["carried"] == said["attempted"] == 40
-    assert unit.seen() == (2 * 40 * len(MARKER), 40)
+    said = await unit.storm(rounds=1, attempts=600)
+    assert said["carried"] == said["attempted"] == 600
+    assert unit.seen() == (2 * 600 * len(MARKER), 600)
     resolved = await unit.resolved()
-    assert 0 < resolved < 40
+    assert 0 < resolved < 600
     closed = (await unit.two.ask(unit.two.one, "connections"))["closed"]
     passed = [c for c in closed if "no workload's" in c.get("reason", "")]
     assert len(passed) == resolved

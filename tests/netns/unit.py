@@ -44,7 +44,7 @@ class Unit:
             "rounds": rounds,
             "attempts": attempts,
             "restarts": restarts,
-            "pause": 0.0025,
+            "pause": 0.001,  # a busy machine makes it longer
         }
         return [programs.SYSTEM_PYTHON, str(STORM), json.dumps(orders)]
 
