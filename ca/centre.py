@@ -197,7 +197,7 @@ class Centre:
     async def recover(self, request: RecoverRequest, binding: bytes) -> SignResponse:
         """The next certificate of a node whose last one has ended, for the proof it makes on the connection with this
         `binding`. Refused."""
-        issuers, meta = await trio.to_thread.run_sync(lambda: (self.authority.issuers(), self._store.meta()))
+        issuers = await trio.to_thread.run_sync(self.authority.issuers)
         proven = recovery.check(request, binding, issuers, self.now(), self.authority.lives.recovery)
         node = proven.node
         if why := self._state.revoked.objection(node, proven.serial):
@@ -206,6 +206,7 @@ class Centre:
         known = self._state.node(node.name)
         if known is None or not known.spec.address:
             raise Refused(f"node {node.name} was deleted and has not joined again: {recovery.again(node)}")
+        meta = await trio.to_thread.run_sync(self._store.meta)  # long, so only for who has proven himself
         if float(meta.get(_joined(node.name), 0)) > proven.issued.timestamp():
             raise Refused(f"node {node.name} has joined anew since that certificate: {recovery.again(node)}")
         if self.sessions.connected(node.name):
