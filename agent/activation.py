@@ -26,6 +26,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 LOOK = 1.0
 """Seconds between looks at what tells nobody when it changes: a namespace that another has replaced."""
+SHARE = 100
+"""A look for where people log in may take this fraction of a core: where there are thousands of sockets, such as those
+that we listen on ourselves, it comes less often than once a second."""
 RETRY = 2.0
 """Seconds after which what could not be carried out is tried again."""
 LONGEST_REST = 0.5
@@ -68,6 +71,7 @@ class Activation:
         self._cgroups: Located = {}
         self._parents: tuple[Parent, ...] = ()
         self._watched = Cgroups()
+        self._next_look = 0.0
         self._again = trio.Event()
         self._passing = trio.Lock()
         self._stored = state.leaves()
@@ -293,8 +297,13 @@ class Activation:
                 self.poke()
 
     async def _logins_moved(self) -> bool:
-        known = self.exempt.found
-        return await trio.to_thread.run_sync(self.exempt.look) != known
+        started, known = trio.current_time(), self.exempt.found
+        if started < self._next_look:
+            return False
+        found = await trio.to_thread.run_sync(self.exempt.look)
+        ended = trio.current_time()
+        self._next_look = ended + SHARE * (ended - started)
+        return found != known
 
     async def _cgroups_moved(self) -> bool:
         known = self._cgroups

@@ -56,7 +56,7 @@ class Exemptions:
         self._pairs = _addresses(centre, socket.AI_NUMERICHOST)
         self.named = not self._pairs
         """Whether the centre goes by a name, whose addresses `resolve` finds."""
-        self._listening: frozenset[int] = frozenset()
+        self._listening: frozenset[bytes] = frozenset()
         self._logins: dict[tuple[str, int], str] = {}
         self._came: dict[tuple[str, int], str] = {}
         self.found = Exempt()
@@ -75,11 +75,12 @@ class Exemptions:
     def look(self) -> Exempt:
         """What is exempt now."""
         with suppress(OSError), Sockets() as sockets:
-            # Whoever may bind a port is not the question here, but whose socket it is: root's alone count.
-            listening = {s.inode: s for s in sockets.listed(1 << LISTEN) if s.uid == 0 and s.inode}
-            if listening.keys() != self._listening:
+            now = sockets.identities(1 << LISTEN)
+            if now != self._listening:
+                # Whoever may bind a port is not the question here, but whose socket it is: root's alone count.
+                listening = {s.inode: s for s in sockets.listed(1 << LISTEN) if s.uid == 0 and s.inode}
                 self._logins = dict(_logins(listening, self._configured))
-                self._listening = frozenset(listening)
+                self._listening = now
         self.found = self._exempt()
         return self.found
 

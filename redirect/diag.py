@@ -71,6 +71,13 @@ class Sockets:
 
     def listed(self, states: int = ALL) -> Iterator[Sock]:
         """Those in one of the states. OSError when the kernel has no answer."""
+        return map(_sock, self._rows(states))
+
+    def identities(self, states: int = ALL) -> frozenset[bytes]:
+        """Of the same, and nothing else: a tenth of the work, for who wants to know whether something has changed."""
+        return frozenset(row[4:52] for row in self._rows(states))
+
+    def _rows(self, states: int) -> Iterator[bytes]:
         for family in (socket.AF_INET, socket.AF_INET6):
             request = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 0, 0, states)
             try:
@@ -79,7 +86,7 @@ class Sockets:
                 if family == socket.AF_INET6 and refused.code in (errno.ENOENT, errno.EAFNOSUPPORT):
                     continue  # no IPv6 in this kernel
                 raise OSError(refused.code, f"the kernel lists no TCP sockets: {refused.refusal}") from refused
-            yield from map(_sock, rows)
+            yield from rows
 
     def _dump(self, request: bytes) -> list[bytes]:
         for _ in range(_TRIES):
