@@ -1,7 +1,7 @@
 """Preconditions of a node: what must hold for capture to work here, checked one by one.
 
-A **finding** is the outcome of one check. `rights`, `kernel`, `room` and `clocks` judge facts and are pure; `look` gets
-the facts and asks them all.
+A **finding** is the outcome of one check. `rights`, `kernel`, `room`, `others` and `clocks` judge facts and are pure;
+`look` gets the facts and asks them all.
 """
 
 from typing import Literal
