@@ -1,6 +1,7 @@
 """Discovery on a node: runs the sources, merges what they see and has it registered."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 
 import structlog
 import trio
@@ -49,10 +50,10 @@ class Discovery:
     async def run(self) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.registration.run)
-            nursery.start_soon(self._listening.run)
+            nursery.start_soon(self._keep, "registration", self.registration.run)
+            nursery.start_soon(self._keep, "ports", self._listening.run)
             for source in self._sources:
-                nursery.start_soon(self._keep, source)
+                nursery.start_soon(self._keep, source.name, partial(source.run, partial(self._take, source.name)))
             self._report()
 
     def look(self, snapshot: Snapshot) -> None:
@@ -104,23 +105,25 @@ class Discovery:
             )
         return DiscoveredAnswer(rows, [s.name for s in self._sources], [*self._local()])
 
-    async def _keep(self, source: Source) -> None:
-        """Run a source for good, whatever it does."""
+    async def _keep(self, what: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a task for good, whatever it does: the agent has more to do than to discover."""
         pause = FIRST_PAUSE
         while True:
             started = trio.current_time()
             try:
-                await source.run(lambda seen: self._take(source.name, seen))
+                await run()
                 why = "it ended by itself"
             except Exception as error:
-                log.exception("source-failed", source=source.name)
+                log.exception("discovery-failed", what=what)
                 why = f"{type(error).__name__}: {error}"
             if trio.current_time() - started > LAST_PAUSE:
                 pause = FIRST_PAUSE
-            self._failed[source.name] = f"discovery of {source.name} failed and is started again: {why}"[:500]
+            self._failed[what] = f"discovery of {what} failed and is started again: {why}"[:500]
             self._changed()
             await trio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
+            if what not in SOURCES:  # those say themselves when they are well again
+                del self._failed[what]
 
     def _take(self, source: str, seen: Seen) -> None:
         self._failed.pop(source, None)

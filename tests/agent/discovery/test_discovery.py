@@ -1,14 +1,18 @@
 """Sources that fail, and what is said of what they found: scripted sources, a virtual clock."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 
+from agent.discovery import listening
 from agent.discovery.discovery import Discovery
 from agent.discovery.found import SOURCES, Found, Publish, Seen
 from ca.client import ClientError
 from ca.contract import FoundRequest, FoundResponse
+from ca.resources.metadata import Key
 from ca.resources.workload import Match
 
 WEB = Found("files", "web.yaml", "shop", "web", "web", Match(uid=33), (80,))
@@ -57,7 +61,12 @@ class Away:
 class Rig:
     def __init__(self, client: Callable[[], object]) -> None:
         self.files, self.users = Scripted("files"), Scripted("users")
-        self.discovery = Discovery("n1", (self.files, self.users), client, lambda: None)  # type: ignore[arg-type]
+        self.news = trio.Event()
+        self.discovery = Discovery("n1", (self.files, self.users), client, self._changed)  # type: ignore[arg-type]
+
+    def _changed(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
 
     def states(self) -> dict[str, str]:
         return {row.workload: row.state for row in self.discovery.answer(lambda found: "").rows}
@@ -107,6 +116,37 @@ async def test_a_source_that_fails_takes_nothing_with_it(rig: Rig, error: Except
     rig.files.publish(Seen())
     assert rig.discovery.problems == ()
     assert rig.states() == {"shop/api": "registered"}
+
+
+async def test_a_kernel_that_cannot_be_asked_takes_nothing_with_it(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the real clock: a thread asks it."""
+    rig = Rig(lambda: centre)
+
+    def listened(wanted: object) -> dict[Key, frozenset[int]]:
+        raise OSError(24, "Too many open files")
+
+    async def becomes(**states: str) -> None:
+        with trio.fail_after(10):
+            while rig.states() != {f"shop/{name}": state for name, state in states.items()}:
+                await rig.news.wait()
+
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patched:
+            patched.setattr(listening, "listened", listened)
+            nursery.start_soon(rig.discovery.run)
+            await trio.testing.wait_all_tasks_blocked()
+            rig.files.publish(Seen((WEB,)))
+            rig.users.publish(Seen((replace(API, ports=None),)))
+            await becomes(web="registered", api="waiting")
+            with trio.fail_after(10):
+                while not rig.discovery.problems:
+                    await rig.news.wait()
+            assert "discovery of ports failed" in rig.discovery.problems[0]
+        await becomes(web="registered", api="registered")
+        assert rig.discovery.problems == ()
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_was_there_and_is_not_is_gone_also_where_more_may_be(
