@@ -92,7 +92,9 @@ class Containers:
                         with trio.move_on_after(LINGER / 4 if ended else math.inf):
                             while (await events.happened()).partition(":")[0] in _QUIET:
                                 pass
-                        await trio.sleep(SETTLE)
+                        with trio.move_on_after(SETTLE):  # what comes meanwhile is seen by the same look
+                            while True:
+                                await events.happened()
                         await self._look(engine, last, publish)
             except EngineError as error:
                 absent = error.absent and trio.current_time() > started + ABSENT
@@ -132,15 +134,19 @@ class Containers:
         self, engine: Engine, running: tuple[Running, ...], problems: Iterable[str], whole: bool, publish: Publish
     ) -> None:
         self._running[engine.socket] = running
-        links = {r.found.match.netns or "": r.netns for rs in self._running.values() for r in rs if r.netns}
+        links: dict[str, str] = {}
+        for socket in self.sockets:  # of two of the same name the first counts, here as everywhere
+            for one in self._running.get(socket, ()):
+                if one.netns:
+                    links.setdefault(one.found.match.netns or "", one.netns)
         try:
             if await trio.to_thread.run_sync(relink, self.links, links):
                 self.relinked()
         except OSError as error:
             problems = [*problems, f"{self.links}: links to network namespaces cannot be made: {error.strerror}"]
         self._seen[engine.socket] = Seen(tuple(r.found for r in running), tuple(problems), whole)
-        if len(self._seen) == len(self.sockets):
-            parts = self._seen.values()
+        if self._seen.keys() >= set(self.sockets):
+            parts = [self._seen[socket] for socket in self.sockets]
             publish(
                 Seen(
                     tuple(sorted((f for s in parts for f in s.found), key=lambda f: f.title)),
