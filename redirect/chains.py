@@ -24,7 +24,8 @@ from redirect.skips import into, skips
 def workload(capture: Capture, desired: Desired) -> Chain:
     """One workload's own connections. The chain is left by `goto`: nobody is recognised twice."""
     take = Count(), Redirect(capture.port)
-    rules = [*skips(capture), *_taken(desired, *_answered(capture.open), *take, comment=CAPTURED)]
+    if_there = (PRESENT,) if capture.open else ()
+    rules = [*skips(capture), *_taken(desired, *if_there, *take, comment=CAPTURED)]
     if capture.open:
         # Whoever comes here would have been taken, had anybody been there.
         rules += _taken(desired, Count(), Verdict(Code.GOTO, INBOUND), comment=PASSED)
@@ -38,10 +39,6 @@ def _taken(desired: Desired, *statements: Statement, comment: str) -> Iterator[R
     yield towards_local_ports(*statements, comment=comment)
     if desired.capture_all:
         yield rule(IS_TCP, Match(DADDR_TYPE, LOCAL, equal=False), *statements, comment=comment)
-
-
-def _answered(open_: bool) -> tuple[Statement, ...]:
-    return (PRESENT,) if open_ else ()
 
 
 def inbound(desired: Desired) -> Chain:

@@ -56,6 +56,7 @@ def ask(level: int) -> Rule:
 def unknown(port: int, captures: Iterable[Capture]) -> Chain:
     """To the resolver's port what goes to the mesh; the rest goes back to where it came from. So does all of it while
     the agent is away, if every workload that it could be of would be let pass then."""
-    pass_ = all(capture.open for capture in captures if capture.recognise.cgroup is not None)
-    take: tuple[Statement, ...] = (*((PRESENT,) if pass_ else ()), Count(), Redirect(port))
+    units = [capture for capture in captures if capture.recognise.cgroup is not None]
+    if_there = (PRESENT,) if units and all(unit.open for unit in units) else ()
+    take: tuple[Statement, ...] = (*if_there, Count(), Redirect(port))
     return Chain(UNKNOWN, (*towards(MESH, *take, comment=_HELD), towards_local_ports(*take, comment=_HELD)))
