@@ -9,17 +9,15 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
-import msgspec
 import structlog
 import trio
 
 from agent import unmeshed
 from agent.activation import Activation
 from agent.admin import Admin, AdminError, admin_socket
-from agent.answers import Done, TrialRequest
 from agent.base import INBOUND_PORT, base
 from agent.capture import Capture, StartError
 from agent.centre import Centre, Unanswered
@@ -31,8 +29,9 @@ from agent.discovery.wanted import sources
 from agent.exempt import Exemptions
 from agent.expiry import Told
 from agent.files import StateError
-from agent.leaf import Leaf, read_leaf, request
-from agent.renewal import IssueError, Renewal
+from agent.issuance import Issuance, kept
+from agent.leaf import Leaf
+from agent.orders import Orders
 from agent.seal import find as find_seal
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
 from agent.snapshot import Snapshot
@@ -46,14 +45,11 @@ from agent.topics import Topics
 from agent.unattended import untold
 from agent.view import Change, Intake, MeshView
 from agent.workers import Workers
-from ca.client import Client, ClientError, boot_time
-from ca.contract import SignResponse
-from ca.identity import NodeIdentity, parse
+from ca.client import boot_time
 from ca.lifetimes import Standing
 from ca.notify import keep_watchdog, notify
 from ca.pages import Page, open_listener, serve_pages
 from ca.resources.workload import NEVER_CAPTURED
-from ca.x509 import CertificateError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -94,8 +90,7 @@ class Supervisor:
         self.state = State(settings.state_dir, find_seal(settings.seal, os.environ))
         if sealed := self.state.seal_all():
             log.info("keys-sealed", files=sealed)
-        self.membership, node_leaf, self._roots = _joined(self.state)
-        self._identity = NodeIdentity(self.membership.trust_domain, self.membership.node)
+        self.membership, node_leaf, roots = _joined(self.state)
         self._address = settings.centre or self.membership.centre
         saved = self.state.views.load(self.membership.node)
         view = saved or MeshView(Snapshot(self.membership.node))
@@ -110,35 +105,44 @@ class Supervisor:
             self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke()
         )
         self.workers.overtime = float(settings.overtime)
-        self.workers.trust(self._roots)
-        self.own = Renewal(self._renew_own, self._own_renewed, self._failed, time.time, rng)
-        self.own.want([str(self._identity)])
-        self.own.schedule.hold(node_leaf)
+        self.issuance = Issuance(
+            self.state,
+            self.membership,
+            self._address,
+            node_leaf,
+            roots,
+            self.clock,
+            settings.max_skew,
+            hold=self.workers.hold,
+            trust=self.workers.trust,
+            changed=lambda: self.activation.poke(),
+            renewed=lambda: self.centre.hurry(),
+            rng=rng,
+        )
         self._revoked = view.snapshot.revoked
-        self.renewal = Renewal(self._sign, self._signed, self._failed, time.time, rng)
         left = self.state.ports().namespaces.values()
         self.capture = Capture(
             self.workers, marks, left, INBOUND_PORT, lambda: self.activation.poke(), settings.worker_count
         )
-        self._exemptions = Exemptions(self._address, settings.login_ports)
+        exemptions = Exemptions(self._address, settings.login_ports)
         self.activation = Activation(
             view,
             self.state,
             self.workers,
             self.capture,
-            self.renewal,
+            self.issuance.workloads,
             settings.port_range(),
             base(settings, account[0]),
             time.time,
             self._reported,
-            self._exemptions,
+            exemptions,
         )
         self.centre = Centre(
-            self._client,
+            self.issuance.client,
             Intake(view),
             version,
             took=self._took,
-            trusted=self._trusted,
+            trusted=self.issuance.trusted,
             answer=self._answer,
             met=self._met,
             timed=self.clock.heard,
@@ -147,7 +151,7 @@ class Supervisor:
         self.discovery = Discovery(
             self.membership.node,
             sources(settings.discovery, self.membership.node, settings.run_dir, self.activation.poke),
-            self._client,
+            self.issuance.client,
             self._reported,
             never=NEVER_CAPTURED | {settings.tunnel_port, *settings.port_range()},
             linger=float(settings.discovery.linger),
@@ -161,8 +165,8 @@ class Supervisor:
             self.activation,
             self.capture,
             self.workers,
-            self.renewal,
-            self.own,
+            self.issuance.workloads,
+            self.issuance.own,
             self.centre,
             self.discovery,
             self.ledger,
@@ -170,17 +174,20 @@ class Supervisor:
             self.clock,
             settings.max_skew,
         )
+        orders = Orders(
+            self.membership, self.activation, exemptions, float(settings.drain), self.stop, lambda: self._leave()
+        )
         self.admin = Admin(
             {**self.topics.all(), "check": self._check},
             {
-                "capture/on": self._on,
-                "capture/confirm": self._confirm,
+                "capture/on": orders.on,
+                "capture/confirm": orders.confirm,
                 "pre-enrolment/cut": self.topics.cut,
-                "capture/off": self._off,
-                "leave": self._leave,
-                "drain": self._drain,
+                "capture/off": orders.off,
+                "leave": orders.leave,
+                "drain": orders.drain,
             },
-            {"capture/apply": self._apply},
+            {"capture/apply": orders.apply},
         )
         self._stop, self._ended = trio.Event(), trio.Event()
         self._drain_seconds = float(settings.drain)
@@ -226,8 +233,8 @@ class Supervisor:
         nursery.start_soon(self._signals)
         nursery.start_soon(self.admin.serve, self._admin_socket)
         nursery.start_soon(self.activation.run)
-        nursery.start_soon(self.renewal.run)
-        nursery.start_soon(self.own.run)
+        nursery.start_soon(self.issuance.workloads.run)
+        nursery.start_soon(self.issuance.own.run)
         nursery.start_soon(self.centre.run)
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(self._keep_time)
@@ -246,6 +253,9 @@ class Supervisor:
         if drain is not None:
             self._drain_seconds = drain
         self._stop.set()
+
+    def _leave(self) -> None:
+        self._leaving = True
 
     # ---- tasks
 
@@ -266,9 +276,9 @@ class Supervisor:
         await keep_time(
             self.clock,
             connected=lambda: self.centre.connected,
-            measure=self._measure,
+            measure=self.issuance.measure,
             woke=self._woke,
-            certified=lambda: self.renewal.schedule.certified(time.time()),
+            certified=lambda: self.issuance.workloads.schedule.certified(time.time()),
             changed=self.activation.poke,
             bound=self.settings.max_skew,
         )
@@ -290,7 +300,6 @@ class Supervisor:
         notify("READY=1")
 
     async def _check(self) -> CheckAnswer:
-        leaves = {**self.own.schedule.leaves(), **self.renewal.schedule.leaves()}
         node = Node(
             self._version,
             self.membership.node,
@@ -298,8 +307,8 @@ class Supervisor:
             self._address,
             self.centre.connected,
             self.centre.problem,
-            leaves,
-            str(self._identity),
+            self.issuance.leaves(),
+            self.issuance.identity,
             len(self.activation.enrolment.locals),
             str(self.clock.skew() or ""),
             self.clock.objection(self.settings.max_skew),
@@ -323,21 +332,9 @@ class Supervisor:
         for workload, connections in fresh.items():
             log.warning("passed-while-away", workload=workload, connections=connections)
         if fresh:
-            await self._kept(self.state.save_told, told)
+            await kept(self.state.save_told, told)
 
     # ---- the centre
-
-    def _client(self) -> Client:
-        leaf = self.own.schedule.leaves()[str(self._identity)]
-        return self._called_with((leaf.chain, leaf.key))
-
-    def _called_with(self, credentials: tuple[bytes, bytes] | None) -> Client:
-        domain = self.membership.trust_domain
-        return Client.over_tls(self._address, domain, self._roots, credentials, timed=self.clock.heard)
-
-    async def _measure(self) -> None:
-        domain = self.membership.trust_domain
-        await Client.asking_time(self._address, domain, self._roots, self.clock.heard).time()
 
     def _woke(self, slept: float) -> None:
         """The clock was set, or the machine slept: what was planned by the clock is planned anew."""
@@ -349,8 +346,7 @@ class Supervisor:
         self.activation.poke()
 
     def _met(self) -> None:
-        self.renewal.kick()
-        self.own.kick()
+        self.issuance.kick()
         self.discovery.registration.met()
 
     def _reported(self) -> None:
@@ -363,117 +359,14 @@ class Supervisor:
         self.discovery.look(change.view.snapshot)
         if revoked is not before:
             self._revoked = revoked
-            for uri in self.renewal.distrust(revoked):
+            for uri in self.issuance.workloads.distrust(revoked):
                 log.warning("certificate-revoked", identity=uri)
-
-    async def _trusted(self, pem: bytes) -> None:
-        if pem == self._roots:
-            return
-        self._roots = pem
-        self.workers.trust(pem)
-        log.info("roots-changed")
-        await self._kept(self.state.save_roots, pem)
 
     async def _answer(self, topic: str, _body: bytes) -> bytes:
         try:
             return await self.admin.answer(topic)
         except KeyError as error:
             raise Unanswered(error.args[0]) from error
-
-    # ---- certificates
-
-    async def _renew_own(self, uri: str) -> Leaf:
-        leaf = self.own.schedule.leaves()[uri]
-        if self.clock.now() < leaf.not_after:
-            return await self._issue(uri, self._client().renew)
-        # The node was off, suspended or cut off for too long: TLS does not take the certificate any more.
-        log.warning("node-certificate-ended", not_after=leaf.not_after)
-        stranger = self._called_with(None)
-        return await self._issue(uri, lambda csr: stranger.recover(leaf.chain.decode(), leaf.key.decode(), csr))
-
-    async def _sign(self, uri: str) -> Leaf:
-        return await self._issue(uri, self._client().sign)
-
-    async def _issue(self, uri: str, call: Callable[[str], Awaitable[SignResponse]]) -> Leaf:
-        if objection := self.clock.objection(self.settings.max_skew):
-            raise IssueError(objection)
-        try:
-            key, csr = request(parse(uri))
-            answer = await call(csr.decode())
-            leaf = read_leaf(answer.chain.encode(), key)
-        except (ClientError, CertificateError) as error:
-            raise IssueError(str(error)) from error
-        await self._trusted(answer.roots.encode())
-        return leaf
-
-    async def _own_renewed(self, leaf: Leaf) -> None:
-        log.info("node-certificate-renewed", not_after=leaf.not_after)
-        await self._kept(self.state.save_node_leaf, leaf)
-        self.centre.hurry()
-
-    async def _signed(self, leaf: Leaf) -> None:
-        log.info("certificate-issued", identity=leaf.uri, serial=leaf.serial, not_after=leaf.not_after)
-        self.workers.hold(leaf)
-        await self._kept(self.state.save_leaf, leaf)
-        self.activation.poke()
-
-    def _failed(self, uri: str, reason: str, pause: float) -> None:
-        log.warning("certificate-not-issued", identity=uri, reason=reason, again_in=round(pause, 1))
-        self.activation.poke()
-
-    async def _kept(self, save: Callable[[_T], None], what: _T) -> None:
-        """To disk; what cannot be written is used all the same, from memory."""
-        try:
-            await trio.to_thread.run_sync(save, what)
-        except StateError as error:
-            log.error("not-saved", error=str(error))
-
-    # ---- commands
-
-    async def _on(self) -> Done:
-        await self.activation.switch(off=False)
-        return Done(f"capture is on: {len(self.activation.captured)} workloads are captured")
-
-    async def _off(self) -> Done:
-        await self.activation.switch(off=True)
-        return Done("capture is off and stays off, also after a restart; switch it on with `culvert capture on`")
-
-    async def _apply(self, body: bytes) -> Done:
-        """On, for good or for a trial."""
-        wanted = msgspec.json.decode(body, type=TrialRequest)
-        if wanted.login:
-            self._exemptions.came_in(*wanted.login)
-        if not self.activation.off:
-            await self.activation.once()
-            left = self.activation.switched.left
-            return Done(f"capture is being tried already, for {left:.0f} s more" if left else "capture is on already")
-        if not wanted.seconds:
-            return await self._on()
-        await self.activation.attempt(wanted.seconds)
-        return Done(
-            f"capture is on for {wanted.seconds:g} s: {len(self.activation.captured)} workloads are captured. If all "
-            "is well, say `culvert capture confirm`; otherwise do nothing, and it goes by itself"
-        )
-
-    async def _confirm(self) -> Done:
-        if self.activation.off:
-            return Done("there is nothing to confirm: capture is off; try again with `culvert capture apply`")
-        if self.activation.switched.until is None:
-            return Done("there is nothing to confirm: capture is on")
-        return await self._on()
-
-    async def _leave(self) -> Done:
-        await self.activation.leave()
-        self._leaving = True
-        self.stop(0)
-        return Done(
-            f"{self.membership.node} has left {self.membership.trust_domain}: nothing is captured any more, keys and "
-            f"certificates are deleted. The centre still lists it: culvert delete node {self.membership.node}"
-        )
-
-    async def _drain(self) -> Done:
-        self.stop()
-        return Done(f"the agent ends once its connections have, within {self._drain_seconds:g} s; rules stay")
 
 
 def _joined(state: State) -> tuple[Membership, Leaf, bytes]:
