@@ -260,9 +260,9 @@ async def connect(
             transport = await trio.open_tcp_stream(host, port)
         except OSError as error:
             raise ChannelError(f"{where} cannot be reached: {_first(error)}; does it run, and listen there?") from error
-        keep_alive(transport)
-        channel = Channel(transport, context, server=False, expect=expect, timeout=timeout)
         try:
+            keep_alive(transport)
+            channel = Channel(transport, context, server=False, expect=expect, timeout=timeout)
             await channel.handshake()
         except ChannelError as error:
             await trio.aclose_forcefully(transport)
