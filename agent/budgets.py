@@ -118,8 +118,8 @@ def _part(limit: int, share: int) -> int:
 
 class Budgets:
     """The accounts of one worker, of which there are `share` with a `tally` in common: without it each grants its share
-    of every limit. `resting` are the workloads (namespace/name) whose
-    listeners should rest until the next `tick`, once a second."""
+    of every limit. `resting` are the workloads (namespace/name) whose listeners should rest until the next `tick`, once
+    a second."""
 
     def __init__(self, share: int = 1, tally: Tally | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._tally = tally

@@ -53,10 +53,12 @@ class Marks:
 class Inbound:
     """Judges and dials. Errors of a peer or a workload end its connection and stand in the book."""
 
-    def __init__(self, relay: Relay, book: Book, stocks: Stocks, marks: Marks, authorizer: Authorizer) -> None:
+    def __init__(
+        self, relay: Relay, book: Book, stocks: Stocks, marks: Marks, authorizer: Authorizer, budgets: Budgets
+    ) -> None:
         self._relay, self._book, self._stocks, self.marks = relay, book, stocks, marks
         self._authorizer, self._admission = authorizer, Admission(authorizer)
-        self.budgets = Budgets()
+        self.budgets = budgets
 
     def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
         """Judge; why not, or nothing. The entry keeps what is needed to judge again."""

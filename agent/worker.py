@@ -61,7 +61,7 @@ from ca.resources.kinds import decode_known
 from ca.resources.metadata import Key
 from ca.revoked import Revoked
 
-_TELL = 0.05  # seconds over which opened and closed connections are gathered into one message
+_TELL = 0.05  # seconds over which closed connections are gathered into one message
 _QUEUE = 4096  # messages for the supervisor that may wait; records beyond it are dropped and counted
 _OPENING = 15.0  # seconds for a connection to come about: two handshakes, each with its own bound, and some
 _PING, _LOST = 10.0, 20.0  # seconds of silence after which a tunnel is pinged, and given up
@@ -88,9 +88,9 @@ class Worker:
         self.credentials = Credentials(lambda: self.snapshot)
         self.stocks = Stocks(lambda name, family, count: self.say(StockWanted(name, family, count)))
         self.authorizer = Authorizer()
-        inbound = Inbound(self.relay, self.book, self.stocks, Marks(config.mark, config.spoof_mark), self.authorizer)
+        marks, budgets = Marks(config.mark, config.spoof_mark), Budgets(config.workers, tally)
+        inbound = Inbound(self.relay, self.book, self.stocks, marks, self.authorizer, budgets)
         self.inbound = inbound
-        inbound.budgets = Budgets(config.workers, tally)
         shared = Shared()
         self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
         self.arrivals = Arrivals(
@@ -114,7 +114,7 @@ class Worker:
                 Role.TUNNEL: lambda _name, sock, peer: self.arrivals.arrived(sock, peer),
             },
         )
-        self.listeners.storming = inbound.budgets.resting
+        self.listeners.storming = budgets.resting
         self._nursery = nursery
 
     def say(self, message: FromWorker) -> bool:

@@ -15,6 +15,7 @@ import agent.inbound
 from agent.admission import endpoint, parse_authority
 from agent.authorize import Authorizer
 from agent.book import Book
+from agent.budgets import Budgets
 from agent.connections import Direction, Party, Security, Verdict
 from agent.inbound import Inbound, Marks
 from agent.relay.loop import Relay
@@ -100,7 +101,7 @@ class Target:
             1, [mesh(mode), node("n1"), node("n2", "10.0.0.2"), self.db, web, *extra], ()
         )
         self.inbound = Inbound(
-            r.target.relay, r.target.book, Stocks(lambda *_: True), Marks(0xC0170001, 0), Authorizer()
+            r.target.relay, r.target.book, Stocks(lambda *_: True), Marks(0xC0170001, 0), Authorizer(), Budgets()
         )
         r.target.take = lambda link, asked: self.inbound.asked(self.snapshot, link, asked)
 
@@ -291,7 +292,7 @@ class Plain:
         self.stocks.serve(stocked or [])
         self.listener = trio.socket.from_stdlib_socket(socket.create_server(("127.0.0.2", 0)))
         self.port = self.listener.getsockname()[1]
-        self.inbound = Inbound(self.relay, self.book, self.stocks, Marks(0xC0170001, 0), Authorizer())
+        self.inbound = Inbound(self.relay, self.book, self.stocks, Marks(0xC0170001, 0), Authorizer(), Budgets())
         self.snapshot = Snapshot("n1").apply(
             1,
             [

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 import agent.outbound
 from agent.authorize import Authorizer
 from agent.book import Book
+from agent.budgets import Budgets
 from agent.connections import Connection, Security, Verdict
 from agent.inbound import Inbound, Marks
 from agent.outbound import Outbound, ours
@@ -36,7 +37,7 @@ class Side:
         self.book = Book(number, self.news.tell)
         self.snapshot = Snapshot(name)
         self.stocks = Stocks(lambda *_: True)
-        self.inbound = Inbound(self.host.relay, self.book, self.stocks, Marks(0xC0170001, 0), Authorizer())
+        self.inbound = Inbound(self.host.relay, self.book, self.stocks, Marks(0xC0170001, 0), Authorizer(), Budgets())
         self.outbound = Outbound(self.book, self.host.pool, self.inbound)
         self.host.arrivals._asked = lambda link, asked: self.inbound.asked(self.snapshot, link, asked)
 
