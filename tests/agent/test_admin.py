@@ -101,11 +101,18 @@ async def test_a_bug_in_one_answer_leaves_the_others(serving):
 
 async def test_idle_connections_are_bounded_and_do_not_lock_us_out(serving):
     held = [await trio.open_unix_socket(serving) for _ in range(MOST)]
+    answers: list[int] = []
+
+    async def ask() -> None:
+        answers.append((await call(serving, "GET", "/v1/status")).status)
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(call, serving, "GET", "/v1/status")
+        nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked(0.05)
+        assert answers == []
         for stream in held:
             await stream.aclose()
+    assert answers == [200]
 
 
 async def test_questions_of_the_centre():

@@ -269,10 +269,9 @@ def test_arbitrary_bytes_end_as_closed_or_broken(data, cuts):
             rest = rest[cut:]
         a.send(rest)
         a.close()
-        try:
+        with pytest.raises((ChannelClosedError, ChannelBrokenError)):  # noqa: PT012 - after whatever was a message
             while True:
                 await channel.receive()
-        except (ChannelClosedError, ChannelBrokenError):
-            channel.close()
+        channel.close()
 
     trio.run(run)

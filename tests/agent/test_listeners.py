@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+import pytest
 import trio
 
 from agent.listeners import _PASSING, Listeners
@@ -71,6 +72,7 @@ async def test_a_storm_is_taken_whole_and_callers_that_hang_up_at_once_do_no_har
             else:
                 callers.append(caller)
         await soon(lambda: len(d.got) == 500)
+        assert {peer for _, _, _, peer in d.got} >= {caller.getsockname() for caller in callers}
         for caller in callers:
             caller.close()
 
@@ -93,8 +95,11 @@ async def test_the_same_number_replaces():
     async with door() as d:
         d.add(1, Role.TUNNEL)
         d.add(1, Role.TUNNEL)
-        with socket.create_connection(d.addresses[1]):
+        with socket.create_connection(d.addresses[1]) as caller:
             await soon(lambda: len(d.got) == 1)
+            assert d.got[0][3] == caller.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(d.addresses[0])
 
 
 @contextmanager
@@ -150,6 +155,8 @@ async def test_a_resting_listener_can_be_removed():
             await soon(lambda: len(d.listeners._relay._handlers) == 1)
         d.listeners.remove(1)
         d.listeners.resume()
+        assert len(d.listeners._relay._handlers) == 1  # the bell: it did not come back
+        assert d.got == []
         caller.close()
 
 

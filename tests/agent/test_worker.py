@@ -137,8 +137,9 @@ async def test_it_acts_on_views_and_says_so():
 
 
 async def test_it_ends_with_its_supervisor():
-    async with working():
-        pass
+    async with working() as boss:
+        assert not boss.done.is_set()
+    assert boss.done.is_set()
 
 
 @needs_marks

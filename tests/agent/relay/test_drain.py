@@ -24,6 +24,8 @@ async def test_without_streams_a_tunnel_drains_at_once(who):
         await soon(lambda: r.out.core.settled and r.into.core.settled)
         (r.out if who == "out" else r.into).drain()
         await soon(lambda: r.out.closed and r.into.closed)
+        assert r.source.left[0] is r.out
+        assert not r.out.core.streams
 
 
 @pytest.mark.parametrize("who", ["out", "into"])

@@ -37,18 +37,16 @@ async def test_a_round_is_events_then_again_then_flush():
 
 
 async def test_work_left_from_outside_wakes_it():
-    relay, done = Relay(), trio.Event()
+    relay, done = Relay(), []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
         await trio.testing.wait_all_tasks_blocked()
-        relay.again(done.set)
-        with trio.fail_after(5):
-            await done.wait()
-        done = trio.Event()
+        relay.again(lambda: done.append("again"))
+        await soon(lambda: bool(done))
         await trio.testing.wait_all_tasks_blocked()
-        relay.gathered(_Flush(done.set))
-        with trio.fail_after(5):
-            await done.wait()
+        relay.gathered(_Flush(lambda: done.append("flush")))
+        await soon(lambda: len(done) == 2)
+        assert done == ["again", "flush"]
         nursery.cancel_scope.cancel()
 
 
