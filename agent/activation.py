@@ -13,7 +13,7 @@ import trio
 from agent.capture import Capture
 from agent.cgroups import Cgroups, Located
 from agent.enrolment import HOST, Enrolment, Local, Ports, admitted, allot, enrol, release, signs, tables
-from agent.exempt import RESOLVE, Exemptions
+from agent.exempt import RESOLVE, Exempt, Exemptions
 from agent.files import StateError
 from agent.renewal import Renewal
 from agent.state import State
@@ -70,6 +70,8 @@ class Activation:
         self._changes: list[Change] = []
         self._cgroups: Located = {}
         self._parents: tuple[Parent, ...] = ()
+        self._exempted = Exempt()
+        """What the last pass left alone; whoever asks for a plan looks as well, and nothing follows from that."""
         self._watched = Cgroups()
         self._next_look = 0.0
         self._again = trio.Event()
@@ -158,18 +160,24 @@ class Activation:
             wanted = admitted(enrol(self.view), self.ports, self._renewal.schedule.certified(self._wall()))
             ports, _ = allot(self.ports, wanted, self._pool)
             cgroups, parents, _ = await self._standing(wanted)
-            return (await self._tables(self.view, wanted, ports, cgroups, parents))[0]
+            exempt = await trio.to_thread.run_sync(self.exempt.look)
+            return self._tables(self.view, wanted, ports, cgroups, parents, exempt)[0]
 
     async def _standing(self, wanted: Sequence[Local]) -> tuple[Located, tuple[Parent, ...], list[str]]:
         """Where the cgroups of these workloads are, those above them, and what stands against some."""
         cgroups, strange = await self._located([w.cgroup for w in wanted if w.cgroup])
         return cgroups, await trio.to_thread.run_sync(self._watched.parents, cgroups), strange
 
-    async def _tables(
-        self, view: MeshView, wanted: Sequence[Local], ports: Ports, cgroups: Located, parents: tuple[Parent, ...]
+    def _tables(
+        self,
+        view: MeshView,
+        wanted: Sequence[Local],
+        ports: Ports,
+        cgroups: Located,
+        parents: tuple[Parent, ...],
+        exempt: Exempt,
     ) -> tuple[dict[str, Desired], list[str]]:
         """The table of each place for these workloads, and a sentence for each port of theirs that is exempt."""
-        exempt = await trio.to_thread.run_sync(self.exempt.look)
         strange = [
             f"workload {w.workload}: port {port} of {address} is never captured (`culvert capture plan` says why)"
             for w in wanted
@@ -201,8 +209,8 @@ class Activation:
         ports, lacking = allot(before, wanted, self._pool)
         faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
         self._cgroups, self._parents, strange = await self._standing(wanted)
-        desired, exempt = await self._tables(view, wanted, ports, self._cgroups, self._parents)
-        strange += exempt
+        self._exempted = await trio.to_thread.run_sync(self.exempt.look)
+        desired, untaken = self._tables(view, wanted, ports, self._cgroups, self._parents, self._exempted)
         self._workers.recognise(signs(wanted, self._watched.root))
 
         if self.off:
@@ -224,7 +232,7 @@ class Activation:
             faults += await self._kept(self._state.forget_leaf, uri)
         failures = [text for texts in self._capture.problems.values() for text in texts]
         active = self.active if waiting else view.snapshot.revision
-        self._conclude(active, [*enrolment.problems, *lacking, *strange, *self._uncertified(), *failures, *faults])
+        self._conclude(active, [*enrolment.problems, *lacking, *strange, *untaken, *self._uncertified(), *failures, *faults])
         self.first.set()
         return not failures and not faults
 
@@ -297,13 +305,13 @@ class Activation:
                 self.poke()
 
     async def _logins_moved(self) -> bool:
-        started, known = trio.current_time(), self.exempt.found
+        started = trio.current_time()
         if started < self._next_look:
             return False
         found = await trio.to_thread.run_sync(self.exempt.look)
         ended = trio.current_time()
         self._next_look = ended + SHARE * (ended - started)
-        return found != known
+        return found != self._exempted
 
     async def _cgroups_moved(self) -> bool:
         known = self._cgroups

@@ -136,6 +136,8 @@ async def test_an_sshd_that_starts_later_is_found_within_seconds(two: Pair) -> N
     )
     await two.enrol("claim")
     async with sshd(two, 2022) as (_, shell):
+        # Whoever only asks what would be done looks as well, and keeps nobody from doing it.
+        await two.mesh.on(two.two, "capture", "plan")
 
         async def reached() -> bool:
             return await shell.says("echo in") == "in"
