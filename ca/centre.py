@@ -288,7 +288,7 @@ class Centre:
             self.sessions.status(state),
             workloads,
             self._clock(),
-            [f.text for f in self.trust.overview.findings],
+            self.trust.alarms,
         )
 
     def facts(self) -> Facts:

@@ -1,7 +1,7 @@
 """What the centre does for its certificates by itself: a new issuing one in time, ended revocations out, alarms told.
 
 Looks at the wall clock once a minute instead of sleeping until a date: clocks are set, and machines suspended. Nothing
-here is fatal: what fails stands in the log and is tried again, and what comes of it is an alarm in the end.
+here is fatal: what fails is tried again, and is an alarm of `culvert ca status` as long as it fails.
 """
 
 import structlog
@@ -54,13 +54,15 @@ class Keeper:
                 log.info("revocations-forgotten", names=gone[:20], count=len(gone))
             if abs(now - self._looked_over) >= LOOK_OVER_EVERY:
                 await self.look_over()
+                self._centre.trust.failing.pop("look", None)
         except (StoreError, RegistryError) as e:
-            self._tell("trust-not-kept", "keep", str(e))
+            self._fails("trust-not-kept", "look", f"ended revocations and certificates cannot be looked after: {e}")
 
     async def look_over(self) -> None:
         """Tell what is about to end although somebody needs it. StoreError."""
+        overview = await self._centre.trust.look_over()
         self._looked_over = self._now()
-        for finding in (await self._centre.trust.look_over()).findings:
+        for finding in overview.findings:
             self._tell("expiry", finding.key, finding.text, error=finding.standing is Standing.ENDED)
 
     async def _renew(self, now: float) -> None:
@@ -68,8 +70,11 @@ class Keeper:
             renewed = await self._centre.renew_issuer()
         except (StoreError, Refused) as e:
             self._failed, self._pause = now, min(2 * self._pause or PAUSE, LAST_PAUSE)
-            self._tell("issuing-certificate-not-renewed", "renew", str(e), error=True)
+            until = f"{self._centre.authority.issuer.cert.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            about = f"the issuing certificate, which ends at {until}, could not be renewed: {e}; it is tried again"
+            self._fails("issuing-certificate-not-renewed", "renew", about)
             return
+        self._centre.trust.failing.pop("renew", None)
         self._failed, self._pause = float("-inf"), 0.0
         if renewed:
             self._looked_over = float("-inf")  # an alarm that was about the old one is over
@@ -85,6 +90,10 @@ class Keeper:
 
     def _now(self) -> float:
         return self._centre.now().timestamp()
+
+    def _fails(self, event: str, key: str, text: str) -> None:
+        self._centre.trust.failing[key] = text
+        self._tell(event, key, text, error=True)
 
     def _tell(self, event: str, key: str, text: str, *, error: bool = False) -> None:
         now = self._now()

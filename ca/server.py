@@ -201,8 +201,10 @@ class Front:
                 try:
                     await self.renew(name)
                     log.info("own-certificate-renewed")
+                    self._centre.trust.failing.pop("own", None)
                 except (StoreError, Refused) as e:
                     log.error("own-certificate-not-renewed", error=str(e))
+                    self._centre.trust.failing["own"] = f"the centre's own certificate could not be renewed: {e}"
 
     async def welcome(self, transport: trio.SocketStream) -> None:
         """Serve one TCP connection, and close it."""

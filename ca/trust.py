@@ -23,6 +23,14 @@ class Trust:
         self._now = now
         self._thresholds = thresholds
         self._overview = Overview(now())
+        self.failing: dict[str, str] = {}
+        """What the centre fails to do for its certificates, by what that is, as long as it fails; in words as an alarm
+        has them."""
+
+    @property
+    def alarms(self) -> list[str]:
+        """What an operator must know: what fails, and what the last `look_over` found."""
+        return [*self.failing.values(), *(f.text for f in self._overview.findings)]
 
     @property
     def overview(self) -> Overview:
@@ -39,6 +47,7 @@ class Trust:
     async def status(self, limit: int, workload_life: timedelta) -> TrustStatus:
         """Every kind of certificate, and those that end first, `limit` of them. StoreError."""
         now, thresholds, revocations = self._now(), self._thresholds, len(self._state().revoked.objects)
+        failing = [*self.failing.values()]
         found = await self._lifetimes()
 
         def answer() -> TrustStatus:
@@ -52,7 +61,7 @@ class Trust:
                     for i in held
                 ],
                 [CertificateCount(what, *(it.counts[what, s] for s in Standing)) for what in it.first],
-                [f.text for f in it.findings],
+                [*failing, *(f.text for f in it.findings)],
                 revocations,
                 now.timestamp(),
                 workload_life.total_seconds(),

@@ -114,7 +114,7 @@ def unrevoke(what: str, name: str, restore: bool, credential: Path | None) -> No
 def status(limit: int, output: str, credential: Path | None) -> None:
     """Show what ends when, the nearest end first: roots, issuing certificates, nodes, workloads.
 
-    Exit code 1 if any of them should have been renewed by now, or has ended.
+    Exit code 1 if any of them should have been renewed by now, has ended, or could not be made.
 
     \b
     culvert ca status

@@ -114,6 +114,9 @@ async def test_without_the_root_s_key_it_says_so_every_day_and_goes_on(
     said = [entry for entry in logs if entry["event"] == "issuing-certificate-not-renewed"]
     assert len(said) == 5
     assert f"private key {key} is missing" in said[0]["about"]
+    # Long before anything is late, whoever asks hears of it.
+    told = [said[0]["about"]]
+    assert centre.status().alarms == (await centre.trust.status(10, DAY)).alarms == told
     await centre.renew(A, _csr(A))
     clock.now += 100 * DAY
     assert any("issuing certificate" in a and "keys/" in a for a in await _alarms(centre))
@@ -122,6 +125,7 @@ async def test_without_the_root_s_key_it_says_so_every_day_and_goes_on(
     clock.now += timedelta(hours=1)
     await keeper.look()
     assert not any("issuing certificate" in a for a in centre.status().alarms)
+    assert not centre.trust.failing
 
 
 async def test_a_full_disk_is_tried_again_ever_less_often_and_then_works(tmp_path: Path, clock: Clock) -> None:
@@ -149,6 +153,23 @@ async def test_a_full_disk_is_tried_again_ever_less_often_and_then_works(tmp_pat
         clock.now -= 10 * DAY  # and somebody sets the clock
         await keeper.look()
         assert Authority.open(store, store.keys).issuer.cert == centre.authority.issuer.cert != old
+
+
+async def test_a_store_that_cannot_be_read_is_an_alarm_until_it_can(
+    centre: Centre, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise StoreError("the disk does not answer")
+
+    keeper = Keeper(centre)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "holders", broken)
+        for _ in range(2):
+            await keeper.look()
+            (alarm,) = centre.status().alarms
+            assert "the disk does not answer" in alarm
+    await keeper.look()
+    assert centre.status().alarms == []
 
 
 async def test_a_centre_that_slept_through_comes_back(centre: Centre, clock: Clock) -> None:
