@@ -105,10 +105,12 @@ class CentralSettings(msgspec.Struct, frozen=True):
     alarms: AlarmSettings = AlarmSettings()
 
     def __post_init__(self) -> None:
-        endpoint.split(self.listen)
-        for where in (self.advertise, self.metrics):
-            if where:
-                endpoint.split(where)
+        for name, where in (("listen", self.listen), ("advertise", self.advertise), ("metrics", self.metrics)):
+            if where or name == "listen":
+                try:
+                    endpoint.split(where)
+                except ValueError as e:
+                    raise ValueError(f"{name} {e}") from e
         check_name(self.name, "name")
         if not self.tick > 0 or not self.stall > 0:
             raise ValueError("tick and stall must be longer than nothing")

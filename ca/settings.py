@@ -123,7 +123,9 @@ def load(
     try:
         return Loaded(_build(program, values), origins)
     except ValueError as e:
-        raise SettingsError([f"{file or 'settings'}: {e}"]) from e
+        # Such a message begins with the setting it is about, which says whose word was wrong.
+        said = origins.get(re.split(r"[ :]", str(e), maxsplit=1)[0], "default")
+        raise SettingsError([f"{said if said != 'default' else file or 'settings'}: {e}"]) from e
 
 
 def get(settings: msgspec.Struct, key: str) -> Any:

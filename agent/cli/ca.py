@@ -124,7 +124,8 @@ def status(limit: int, output: str, credential: Path | None) -> None:
     if output == "table":
         counts = ", ".join(_many(c.good + c.late + c.ended, _KINDS.get(c.what, c.what)) for c in trust.counts)
         late, ended = sum(c.late for c in trust.counts), sum(c.ended for c in trust.counts)
-        click.echo(f"certificates of {counts}; {late} overdue, {ended} ended; {_many(trust.revocations, 'revocation')}")
+        click.echo(f"certificates of {counts}")
+        click.echo(f"{late} overdue, {ended} ended; {_many(trust.revocations, 'revocation')}")
         click.echo(f"workloads' certificates live {Duration(trust.workload_life)}")
         for alarm in trust.alarms:
             warn(alarm)

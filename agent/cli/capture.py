@@ -130,7 +130,9 @@ def apply_(confirm: str | None, path: Path | None) -> None:
     except ValueError as error:
         raise click.UsageError(f"--confirm: {error}") from error
     if seconds and not SHORTEST <= seconds <= LONGEST:
-        raise click.UsageError(f"--confirm: between {SHORTEST:g}s and {LONGEST / 3600:g}h, or 0")
+        raise click.UsageError(
+            f"--confirm {seconds}: a trial lasts from {SHORTEST:g}s to {LONGEST / 3600:g}h; 0 is for good"
+        )
     click.echo(tell(path, "capture/apply", TrialRequest(float(seconds), _login())))
 
 

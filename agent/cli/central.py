@@ -218,11 +218,14 @@ def _make(name: str, path: Path, directory: Path | None) -> None:
         check_name(name, "operator")
         made = _through_socket(settings, name) if settings.socket.exists() else None
         credential = made or founding.operator_offline(settings, name)
-        credentials.save(path, credential)
     except (StoreError, IdentityError, NotSigned) as e:
         raise Refused(str(e)) from e
     except OSError as e:
-        raise Refused(f"{e.filename or path}: {e.strerror}") from e
+        raise Refused(f"{e.filename or settings.dir}: {e.strerror}") from e
+    try:
+        credentials.save(path, credential)
+    except OSError as e:
+        raise Refused(f"{path}: the credential cannot be written: {e.strerror}; choose another file with -o") from e
     click.echo(f"operator {name} has the credential {path} (0600) until {credential.ends:%Y-%m-%d}")
 
 

@@ -76,6 +76,8 @@ def _call(given: Path | None, method: str, name: str, order: msgspec.Struct | No
     try:
         return trio.run(call)
     except OSError as error:
+        if error.errno == errno.ECONNREFUSED and not path.is_socket():
+            raise Refused(f"{path} is no socket; name that of the agent with --socket or $CULVERT_SOCKET") from error
         raise NoAgent(f"no agent answers at {path}: {_why(error)}") from error
     except (HttpError, trio.BrokenResourceError) as error:
         raise Refused(f"the agent at {path} broke off: {error}; its log says more") from error

@@ -124,7 +124,7 @@ def certificates(output: str, path: Path | None) -> None:
 @click.command(name="connections")
 @_formats
 @click.option("--live", is_flag=True, help="Only those that are open now.")
-@click.option("--last", default=RECENT, show_default=True, help="How many closed ones.")
+@click.option("--last", type=click.IntRange(min=0), default=RECENT, show_default=True, help="How many closed ones.")
 @click.option("--pre-enrolment", "earlier", is_flag=True, help="Those that bypass the agent, older than enrolment.")
 @click.option("--cut", is_flag=True, help="End them; programs that connect again are captured.")
 @socket_option
@@ -146,7 +146,7 @@ def connections(output: str, live: bool, last: int, earlier: bool, cut: bool, pa
         _show_earlier(output, path, cut=cut)
         return
     answer = ask(path, "connections", ConnectionsAnswer)
-    closed = [] if live or last <= 0 else answer.closed[-last:]
+    closed = [] if live or not last else answer.closed[-last:]
     answer = ConnectionsAnswer(answer.live, closed, answer.dropped)
     columns = ["source", "destination", "way", "security", "sent", "recv", "age", "verdict"]
     if output == "wide":

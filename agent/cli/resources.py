@@ -75,7 +75,10 @@ def apply(files: tuple[str, ...], dry_run: bool, credential: Path | None) -> Non
 @output_option("table", "yaml", "json")
 @credential_option
 def get(kind: str, name: str | None, namespace: str, output: str, credential: Path | None) -> None:
-    """List objects of one kind: workloads, nodes, mesh, policies.
+    """List objects of one kind.
+
+    KIND is workloads, nodes, mesh, authorizationpolicies, peerauthentications
+    or revocations.
 
     \b
     culvert get workloads -n shop
@@ -85,7 +88,9 @@ def get(kind: str, name: str | None, namespace: str, output: str, credential: Pa
     listing = call(credential, lambda client: client.list(kind, place, only))
     found = list(decode_known(listing.items))
     if name and not found:
-        raise Refused(f"{kind.lower()} {name}: there is none; see culvert get {kind.lower()}")
+        others = [r.title for r in decode_known(call(credential, lambda client: client.list(kind)).items)]
+        hint = did_you_mean(f"{place}/{only}" if place else only, others)
+        raise Refused(f"{kind.lower()} {name}: there is none{hint or f'; see culvert get {kind.lower()}'}")
     if output == "yaml":
         click.echo(documents.to_yaml(found), nl=False)
     else:
@@ -93,7 +98,8 @@ def get(kind: str, name: str | None, namespace: str, output: str, credential: Pa
         if kind == "Workload" and output == "table":
             mesh = next(decode_known(call(credential, lambda client: client.list("Mesh")).items), None)
         columns, rows = tables.resources(kind, found, mesh)
-        show(output, found, columns, rows, empty=f"there is no {kind.lower()}")
+        where = f" in namespace {place}" if place else ""
+        show(output, found, columns, rows, empty=f"there is no {kind.lower()}{where}")
 
 
 @click.command()
