@@ -38,14 +38,13 @@ USUAL = Thresholds()
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """`what` is root, issuing, node, workload, operator or central; `title` tells it from others of its kind. `life` is
-    how long it was good for in all; `held` says that somebody still wants it: what nobody wants may end in silence."""
+    """Of a certificate that somebody wants: what nobody wants may end in silence. `what` is root, issuing, node or
+    workload; `title` tells it from others of its kind. `life` is how long it was good for in all."""
 
     what: str
     title: str
     ends: datetime
     life: timedelta
-    held: bool = True
 
     def left(self, now: datetime) -> timedelta:
         """What remains of it; negative after its end."""
@@ -79,7 +78,7 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Overview:
     """All certificates at one moment. `first` has the one that ends first of each kind, `counts` how many there are by
-    (what, standing), `signing` the roots and issuing certificates; all of them only what is held."""
+    (what, standing), `signing` the roots and issuing certificates."""
 
     time: datetime
     signing: tuple[Lifetime, ...] = ()
@@ -95,26 +94,26 @@ def renewal_time(begins: datetime, ends: datetime, root_ends: datetime) -> datet
 
 
 def findings(all_: Iterable[Lifetime], now: datetime, thresholds: Thresholds = USUAL) -> list[Finding]:
-    """What is late or ended although somebody wants it, the nearest end first. Of more than NAMED of one kind there is
+    """What is late or has ended, the nearest end first. Of more than NAMED of one kind there is
     one finding, which names the first."""
-    found = sorted((it for it in all_ if it.held and it.standing(now, thresholds) is not Standing.GOOD), key=_end)
+    found = sorted((it for it in all_ if it.standing(now, thresholds) is not Standing.GOOD), key=_end)
     kinds = Counter((it.what, it.standing(now, thresholds)) for it in found)
     told: list[Finding] = []
     grouped: set[tuple[str, Standing]] = set()
     for it in found:
         kind = (it.what, it.standing(now, thresholds))
         if kinds[kind] <= NAMED:
-            told.append(Finding(it.what, it.title, kind[1], it.ends, f"{_said(it, now)}: {_step(it.what)}"))
+            told.append(Finding(it.what, it.title, kind[1], it.ends, f"{_said(it, now)}: {_STEPS[it.what]}"))
         elif kind not in grouped:
             grouped.add(kind)
-            many = f"{kinds[kind]} {_MANY[it.what]} {_VERBS[kind[1]]}, the first: {_said(it, now)}: {_step(it.what)}"
+            many = f"{kinds[kind]} {_MANY[it.what]} {_VERBS[kind[1]]}, the first: {_said(it, now)}: {_STEPS[it.what]}"
             told.append(Finding(it.what, "many", kind[1], it.ends, many))
     return told
 
 
 def overview(all_: Iterable[Lifetime], now: datetime, thresholds: Thresholds = USUAL) -> Overview:
     """Everything put together."""
-    held = [it for it in all_ if it.held]
+    held = list(all_)
     first: dict[str, Lifetime] = {}
     counts: Counter[tuple[str, Standing]] = Counter()
     for it in held:
@@ -131,21 +130,15 @@ def _end(it: Lifetime) -> datetime:
 
 def _said(it: Lifetime, now: datetime) -> str:
     when = f"{'ended' if it.left(now) <= timedelta(0) else 'ends'} at {it.ends.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    return f"{_NAMES.get(it.what, it.what)} {it.title} {when}"
+    return f"{_NAMES[it.what]} {it.title} {when}"
 
 
-def _step(what: str) -> str:
-    return _STEPS.get(what, "renew it")
-
-
-_NAMES = {"issuing": "issuing certificate", "node": "certificate of node", "workload": "certificate of"}
+_NAMES = {"root": "root", "issuing": "issuing certificate", "node": "certificate of node", "workload": "certificate of"}
 _MANY = {
     "root": "roots",
     "issuing": "issuing certificates",
     "node": "certificates of nodes",
     "workload": "certificates of workloads",
-    "operator": "certificates of operators",
-    "central": "certificates of centres",
 }
 _VERBS = {Standing.LATE: "end soon", Standing.ENDED: "have ended"}
 _STEPS = {
@@ -154,5 +147,4 @@ _STEPS = {
     "root's key is not in keys/",
     "node": "it was not renewed; is its agent running, and in reach of the centre?",
     "workload": "it was not renewed; see culvert certificates on its node",
-    "operator": "culvert central operator renew",
 }

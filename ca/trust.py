@@ -52,7 +52,7 @@ class Trust:
 
         def answer() -> TrustStatus:
             it = overview(found, now, thresholds)
-            held = sorted((i for i in found if i.held), key=lambda i: i.ends)
+            held = sorted(found, key=lambda i: i.ends)
             # However many others there are, what signs is always among them.
             held = held[:limit] + [i for i in held[limit:] if i.what in ("root", "issuing")]
             return TrustStatus(

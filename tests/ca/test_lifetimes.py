@@ -44,10 +44,9 @@ def test_the_thresholds_can_be_others() -> None:
     assert [f.title for f in findings([node, root], NOW, Thresholds(0.4, 0.6))] == ["r"]
 
 
-def test_what_nobody_wants_ends_in_silence_and_the_nearest_end_comes_first() -> None:
+def test_the_nearest_end_comes_first() -> None:
     found = [
         Lifetime("node", "late", NOW + DAY, 8 * DAY),
-        Lifetime("node", "gone", NOW, 8 * DAY, held=False),
         Lifetime("node", "later", NOW, 8 * DAY),
     ]
     assert [f.title for f in findings(found, NOW)] == ["later", "late"]
@@ -63,10 +62,9 @@ def test_a_thousand_of_a_kind_are_one_finding_whose_key_stays() -> None:
     assert len(findings(nodes[:NAMED], NOW)) == NAMED
 
 
-def test_an_overview_counts_what_is_held() -> None:
+def test_an_overview_counts() -> None:
     root, issuing = Lifetime("root", "r", NOW + 3000 * DAY, 3650 * DAY), Lifetime("issuing", "i", NOW + DAY, DAY)
-    nodes = [Lifetime("node", "gone", NOW, DAY, held=False)]
-    nodes += [Lifetime("node", f"n{left}", NOW + left * DAY, 8 * DAY) for left in (7, 0, 1, 6)]
+    nodes = [Lifetime("node", f"n{left}", NOW + left * DAY, 8 * DAY) for left in (7, 0, 1, 6)]
     it = overview([root, issuing, *nodes], NOW)
     assert it.signing == (root, issuing)
     assert {w: f.title for w, f in it.first.items()} == {"root": "r", "issuing": "i", "node": "n0"}

@@ -15,7 +15,6 @@ def test_what_is_told() -> None:
         Lifetime("issuing", "cd", NOW + 200 * DAY, 365 * DAY),
         Lifetime("node", "one", NOW + DAY, 7 * DAY),
         Lifetime("node", "two", NOW + 5 * DAY, 7 * DAY),
-        Lifetime("node", "gone", NOW - 5 * DAY, 7 * DAY, held=False),
     ]
     text = exposition(Facts(overview(all_, NOW), 7, 2, 1, 3, 4)).decode()
     told = {
