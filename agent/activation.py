@@ -232,7 +232,9 @@ class Activation:
             faults += await self._kept(self._state.forget_leaf, uri)
         failures = [text for texts in self._capture.problems.values() for text in texts]
         active = self.active if waiting else view.snapshot.revision
-        self._conclude(active, [*enrolment.problems, *lacking, *strange, *untaken, *self._uncertified(), *failures, *faults])
+        self._conclude(
+            active, [*enrolment.problems, *lacking, *strange, *untaken, *self._uncertified(), *failures, *faults]
+        )
         self.first.set()
         return not failures and not faults
 

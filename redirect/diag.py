@@ -4,7 +4,6 @@ Layouts are those of linux/inet_diag.h. An IPv4 connection of a dual-stack socke
 address; here it has its plain one.
 """
 
-import contextlib
 import errno
 import ipaddress
 import socket
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 from redirect.frames import attributes
 from redirect.namespace import in_namespace
-from redirect.netlink import Interrupted, Netlink, Refused
+from redirect.netlink import Netlink, Refused
 
 SOCK_DIAG = 4
 """NETLINK_SOCK_DIAG."""
@@ -25,7 +24,6 @@ ESTABLISHED, SYN_SENT, SYN_RECEIVED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE, CLO
 ALL = 0xFFF
 """Bits of all states, as `1 << LISTEN` is the one of listening sockets."""
 _MARK, _CGROUP = 15, 21
-_TRIES = 5
 
 
 class Undestroyable(Exception):
@@ -81,18 +79,11 @@ class Sockets:
         for family in (socket.AF_INET, socket.AF_INET6):
             request = struct.pack("=BBBBI48x", family, socket.IPPROTO_TCP, 0, 0, states)
             try:
-                rows = self._dump(request)
+                yield from self._netlink.whole(BY_FAMILY, request, "a listing of sockets")
             except Refused as refused:
                 if family == socket.AF_INET6 and refused.code in (errno.ENOENT, errno.EAFNOSUPPORT):
                     continue  # no IPv6 in this kernel
                 raise OSError(refused.code, f"the kernel lists no TCP sockets: {refused.refusal}") from refused
-            yield from rows
-
-    def _dump(self, request: bytes) -> list[bytes]:
-        for _ in range(_TRIES):
-            with contextlib.suppress(Interrupted):
-                return self._netlink.dump(BY_FAMILY, request, "a listing of sockets")
-        raise OSError(errno.EBUSY, "sockets change too fast to be listed")
 
     def destroy(self, sock: Sock) -> bool:
         """End the connection: both sides see a reset. False when it was gone already. Undestroyable."""

@@ -130,7 +130,7 @@ class Kernel:
             try:
                 return [
                     *compare(plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME)), self._held()),
-                    *self._settled(lambda: list(routing.missing(self._routes, desired.marks))),
+                    *routing.missing(self._routes, desired.marks),
                 ]
             except Refused as refused:
                 raise explain(refused) from refused
@@ -177,7 +177,7 @@ class Kernel:
         """Put back what is missing of our routing; what that was, in words."""
         with self._lock:
             try:
-                lost = self._settled(lambda: list(routing.missing(self._routes, marks)))
+                lost = list(routing.missing(self._routes, marks))
                 routing.install(self._routes, marks)
             except Refused as refused:
                 raise explain(refused) from refused

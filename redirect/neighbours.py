@@ -7,20 +7,20 @@ the old kind are wrapped; those of iptables-legacy are not listed by netlink: of
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 
 from redirect.decode import decode_base, decode_rule
 from redirect.frames import attributes
 from redirect.namespace import in_namespace
-from redirect.netlink import NETFILTER, ROUTE, Interrupted, Netlink
+from redirect.netlink import NETFILTER, ROUTE, Netlink
 from redirect.render import render_rule
-from redirect.routing import FAMILIES, GET_ROUTE, GET_RULE
+from redirect.routing import FAMILIES, GET_ROUTE, GET_RULE, listed
 from redirect.ruleset import Base
 
 _NFT, _GET_CHAIN, _GET_RULE = 10, 4, 7
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
-_TRIES = 5
+_ABOUT = "a listing of the neighbours'"
 ALL_BITS = 0xFFFFFFFF
 
 
@@ -74,17 +74,17 @@ class Neighbours:
 
 def neighbours(own: Iterable[str], netns: str | None = None) -> Neighbours:
     """Of the caller's network namespace, or of `netns`; `own` are the names of our tables, family inet. OSError,
-    NamespaceError, or Refused without CAP_NET_ADMIN."""
+    NamespaceError, or Refused: without CAP_NET_ADMIN, or where they change without an end."""
     return in_namespace(netns, lambda: _look(frozenset(own))) if netns else _look(frozenset(own))
 
 
 def _look(own: frozenset[str]) -> Neighbours:
     with closing(Netlink(ROUTE)) as routing:
-        rules = [_rule(row) for f in FAMILIES for row in _rows(routing, GET_RULE, _any(f)) if row[0] == f]
-        routes = [_route(row) for f in FAMILIES for row in _rows(routing, GET_ROUTE, _any(f)) if row[0] == f]
+        rules = [_rule(row) for f in FAMILIES for row in listed(routing, GET_RULE, f)]
+        routes = [_route(row) for f in FAMILIES for row in listed(routing, GET_ROUTE, f)]
     with closing(Netlink(NETFILTER)) as nft:
-        chains = [_Row.read(row, 3) for row in _rows(nft, _NFT << 8 | _GET_CHAIN, bytes(4))]
-        laws = [_Row.read(row, 2) for row in _rows(nft, _NFT << 8 | _GET_RULE, bytes(4))]
+        chains = [_Row.read(row, 3) for row in nft.whole(_NFT << 8 | _GET_CHAIN, bytes(4), f"{_ABOUT} chains")]
+        laws = [_Row.read(row, 2) for row in nft.whole(_NFT << 8 | _GET_RULE, bytes(4), f"{_ABOUT} rules")]
     mine = {f"inet {name}" for name in own}
     chains = [row for row in chains if row.table not in mine]
     laws = [row for row in laws if row.table not in mine]
@@ -192,17 +192,6 @@ def _legacy() -> Iterator[str]:
                 yield from (f"{program}-legacy {name.strip()}" for name in names)
         except OSError:
             continue
-
-
-def _any(family: int) -> bytes:
-    return struct.pack("=8BI", family, *[0] * 8)
-
-
-def _rows(netlink: Netlink, kind: int, payload: bytes) -> list[bytes]:
-    for _ in range(_TRIES):
-        with suppress(Interrupted):
-            return netlink.dump(kind, payload, "a listing of the neighbours' rules")
-    return []
 
 
 def _text(data: bytes | None) -> str:

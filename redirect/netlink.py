@@ -23,6 +23,8 @@ REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 INTERRUPTED = 0x10
 """NLM_F_DUMP_INTR: something changed during the dump, which may be torn."""
 _EXTRA = 64 * 1024
+_TRIES = 5
+"""Of a dump that changes overtake."""
 
 
 class CaptureError(Exception):
@@ -112,6 +114,13 @@ class Netlink:
                 if answer.kind == ERROR:
                     raise Refused(_refusal(answer), about)
                 found.append(answer.payload)
+
+    def whole(self, kind: int, payload: bytes, about: str) -> list[bytes]:
+        """As `dump`, asked again where a change overtook it; Refused (EBUSY) when changes never end."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(Interrupted):
+                return self.dump(kind, payload, about)
+        raise Refused(Refusal(0, errno.EBUSY, "it changes faster than it is listed: try again"), about)
 
     def ask(self, kind: int, payload: bytes, about: str, flags: int = 0) -> bytes | None:
         """One request by itself: the payload of its answer, or None where there was but an acknowledgement."""

@@ -49,7 +49,7 @@ def remove(netlink: Netlink, marks: Marks) -> None:
 def remove_others(netlink: Netlink, marks: Marks) -> None:
     """Take out what `install` added with other numbers. They stand in our rules; the protocol number tells those."""
     for family in FAMILIES:
-        for row in _listed(netlink, GET_RULE, family):
+        for row in listed(netlink, GET_RULE, family):
             found = dict(attributes(row[12:]))
             if found.get(21) != bytes([PROTOCOL]) or _alike(_RULE_KEYS, row, _rule(family, marks)):
                 continue
@@ -63,11 +63,11 @@ def remove_others(netlink: Netlink, marks: Marks) -> None:
 def missing(netlink: Netlink, marks: Marks) -> Iterator[str]:
     """What `install` would add, in words."""
     for family in FAMILIES:
-        routes = _listed(netlink, GET_ROUTE, family)
+        routes = listed(netlink, GET_ROUTE, family)
         if family == socket.AF_INET6 and not routes:
             # Where IPv6 is on, loopback has its own.
             return
-        if not any(_alike(_RULE_KEYS, row, _rule(family, marks)) for row in _listed(netlink, GET_RULE, family)):
+        if not any(_alike(_RULE_KEYS, row, _rule(family, marks)) for row in listed(netlink, GET_RULE, family)):
             yield f"{_about('rule', family)} for mark {marks.spoof:#x} is missing"
         if not any(_alike(_ROUTE_KEYS, row, _route(family, marks)) for row in routes):
             yield f"{_about('route', family)} in table {marks.route_table} is missing"
@@ -111,8 +111,9 @@ def _ask(netlink: Netlink, kind: int, payload: bytes, about: str, flags: int, *w
             raise
 
 
-def _listed(netlink: Netlink, kind: int, family: int) -> list[bytes]:
-    rows = netlink.dump(kind, struct.pack("=8BI", family, *[0] * 8), "a listing of routing")
+def listed(netlink: Netlink, kind: int, family: int) -> list[bytes]:
+    """All rules or routes of one IP version, whoever's they are. Refused."""
+    rows = netlink.whole(kind, struct.pack("=8BI", family, *[0] * 8), "a listing of routing")
     # A kernel that lacks a family answers for all of them.
     return [row for row in rows if row[0] == family]
 
