@@ -75,7 +75,7 @@ def test_every_fault_is_named_at_once(file: Path) -> None:
 
 
 def test_settings_that_contradict_each_other(file: Path) -> None:
-    with pytest.raises(SettingsError, match=r"lives\.node is longer"):
+    with pytest.raises(SettingsError, match=r"environment CULVERT_LIVES_NODE: lives\.node is longer"):
         load(Program, file=file, environ={"CULVERT_LIVES_NODE": "90d", "CULVERT_DIR": "/d"})
 
 

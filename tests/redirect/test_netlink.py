@@ -31,6 +31,6 @@ def test_a_listing_that_was_overtaken_is_asked_for_again() -> None:
 def test_a_listing_that_never_rests_is_refused() -> None:
     with closing(Overtaken(ROUTE)) as netlink:
         netlink.torn = 1000
-        with pytest.raises(Refused, match="listing of routing.*changes faster than it is listed") as caught:
+        with pytest.raises(Refused, match=r"listing of routing.*changes faster than it is listed") as caught:
             listed(netlink, GET_RULE, 2)
         assert caught.value.code == errno.EBUSY

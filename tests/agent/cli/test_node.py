@@ -288,7 +288,17 @@ def test_capture_apply_is_a_trial_in_remote_logins(culvert, monkeypatch, argumen
 
 @pytest.mark.parametrize("time", ["soon", "1s", "2d"])
 def test_capture_apply_for_no_time(culvert, time):
-    assert culvert(f"capture apply --confirm {time}").exit_code == 2
+    done = culvert(f"capture apply --confirm {time}")
+    assert done.exit_code == 2
+    assert "--confirm" in done.stderr
+    assert time in done.stderr or "5s to 24h" in done.stderr
+
+
+def test_a_file_that_is_no_socket(culvert, tmp_path):
+    (tmp_path / "agent.sock").touch()
+    done = culvert("status")
+    assert done.exit_code == 1
+    assert "agent.sock is no socket; name that of the agent with --socket" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "workloads", "certificates", "connections", "tunnels", "capture status"])

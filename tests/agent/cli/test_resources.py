@@ -86,7 +86,7 @@ def test_faults_found_by_the_centre_name_their_lines_too(culvert: Commands, tmp_
         (["apply", "-f", "/nowhere.yaml"], 1, "/nowhere.yaml: cannot be read: No such file or directory"),
         (["apply"], 2, "give -f FILE"),
         (["get", "wokloads"], 2, "'wokloads' is no kind; did you mean workloads?"),
-        (["get", "workload", "shop/wep"], 1, "workload shop/wep: there is none"),
+        (["get", "workload", "shop/wep"], 1, "workload shop/wep: there is none; did you mean shop/web?"),
         (["label", "workload", "web", "mesh=on"], 2, "a workload is named NAMESPACE/NAME"),
         (["label", "workload", "shop/web", "mesh"], 2, "'mesh' is neither KEY=VALUE nor KEY-"),
         (["label", "workload", "shop/wep", "mesh=on"], 1, "there is none; did you mean workload shop/web?"),
@@ -109,7 +109,7 @@ def test_get_shows_and_prints_what_can_be_applied_again(culvert: Commands) -> No
     listed = culvert.ok("get", "workload", "shop/web", "-o", "json")
     assert json.loads(listed)[0]["spec"]["match"] == {"uid": 1000}
     assert culvert.ok("apply", "-f", "-", stdin=listed) == "workload shop/web unchanged\n"
-    assert culvert("get", "workloads", "-n", "bank").stderr == "there is no workload\n"
+    assert culvert("get", "workloads", "-n", "bank").stderr == "there is no workload in namespace bank\n"
     assert "shop.example" in culvert.ok("get", "mesh")
 
 
