@@ -70,8 +70,8 @@ class Keeper:
             renewed = await self._centre.renew_issuer()
         except (StoreError, Refused) as e:
             self._failed, self._pause = now, min(2 * self._pause or PAUSE, LAST_PAUSE)
-            until = f"{self._centre.authority.issuer.cert.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-            about = f"the issuing certificate, which ends at {until}, could not be renewed: {e}; it is tried again"
+            ends = f"{self._centre.authority.issuer.cert.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            about = f"the issuing certificate, which ends at {ends}, could not be renewed: {e}; it is tried again"
             self._fails("issuing-certificate-not-renewed", "renew", about)
             return
         self._centre.trust.failing.pop("renew", None)

@@ -16,6 +16,7 @@ from ca.hints import did_you_mean
 from ca.resources import documents
 from ca.resources.documents import Placed
 from ca.resources.kinds import KINDS, Resource, decode_known, encode, json_schema
+from ca.resources.metadata import Key
 
 _WORDS = {
     **{k.lower(): k for k in KINDS},
@@ -88,9 +89,10 @@ def get(kind: str, name: str | None, namespace: str, output: str, credential: Pa
     listing = call(credential, lambda client: client.list(kind, place, only))
     found = list(decode_known(listing.items))
     if name and not found:
-        others = [r.title for r in decode_known(call(credential, lambda client: client.list(kind)).items)]
-        hint = did_you_mean(f"{place}/{only}" if place else only, others)
-        raise Refused(f"{kind.lower()} {name}: there is none{hint or f'; see culvert get {kind.lower()}'}")
+        others = decode_known(call(credential, lambda client: client.list(kind)).items)
+        asked = str(Key(kind, place, only))
+        hint = did_you_mean(asked, (str(r.key) for r in others)) or f"; see culvert get {kind.lower()}"
+        raise Refused(f"{asked}: there is none{hint}")
     if output == "yaml":
         click.echo(documents.to_yaml(found), nl=False)
     else:

@@ -86,7 +86,7 @@ def test_faults_found_by_the_centre_name_their_lines_too(culvert: Commands, tmp_
         (["apply", "-f", "/nowhere.yaml"], 1, "/nowhere.yaml: cannot be read: No such file or directory"),
         (["apply"], 2, "give -f FILE"),
         (["get", "wokloads"], 2, "'wokloads' is no kind; did you mean workloads?"),
-        (["get", "workload", "shop/wep"], 1, "workload shop/wep: there is none; did you mean shop/web?"),
+        (["get", "workload", "shop/wep"], 1, "workload shop/wep: there is none; did you mean workload shop/web?"),
         (["label", "workload", "web", "mesh=on"], 2, "a workload is named NAMESPACE/NAME"),
         (["label", "workload", "shop/web", "mesh"], 2, "'mesh' is neither KEY=VALUE nor KEY-"),
         (["label", "workload", "shop/wep", "mesh=on"], 1, "there is none; did you mean workload shop/web?"),
