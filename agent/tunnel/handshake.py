@@ -47,6 +47,7 @@ async def dial(
         _, peer = await _shake(sock, machine)
         if peer != expected:
             raise HandshakeError(f"node {address} proved to be {peer}, not {expected}")
+        await trio.lowlevel.checkpoint_if_cancelled()  # its last step may have waited for nothing, and not have noticed
     except BaseException:
         sock.close()
         raise
@@ -82,6 +83,7 @@ async def accept(sock: socket.socket, credentials: Credentials) -> tuple[Machine
             raise
         if arrival.identity is None:
             raise HandshakeError("no local workload was chosen")
+        await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
         sock.close()
         raise

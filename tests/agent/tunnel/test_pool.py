@@ -1,6 +1,8 @@
 """Tunnels shared, waited for, filled up and given up. Real handshakes over loopback."""
 
+import itertools
 import socket
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -275,6 +277,42 @@ async def test_cancelled_dials_close_their_sockets():
             nursery.cancel_scope.cancel()
         silent.accept()[0].close()
     assert descriptors() == before
+
+
+class At(trio.abc.Instrument):
+    """Calls `act` when the kernel has woken tasks for the nth time, before any of them has run."""
+
+    def __init__(self, nth: int, act: Callable[[], None]) -> None:
+        self._left, self._act = nth, act
+
+    def after_io_wait(self, timeout: float) -> None:
+        if self._left == 0:
+            self._act()
+        self._left -= 1
+
+
+async def test_whenever_dials_and_handshakes_are_cancelled_their_sockets_are_closed():
+    """Also those whose last wait is over, though they do not know yet: they make tunnels that nobody closes."""
+    before = descriptors()
+    for moment in itertools.count():
+        async with trio.open_nursery() as nursery:
+            web, db = Host(nursery, WEB), Host(nursery, DB)
+
+            def end(both: tuple[Host, Host] = (web, db), scope: trio.CancelScope = nursery.cancel_scope) -> None:
+                for host in both:
+                    host.close()
+                scope.cancel()
+
+            wanted = web.want(db.listen())
+            instrument = At(moment, end)
+            trio.lowlevel.add_instrument(instrument)
+            await web.news.until(lambda wanted=wanted: wanted.status)
+            trio.lowlevel.remove_instrument(instrument)
+            end()
+        assert descriptors() == before, moment
+        if wanted.status:
+            break
+    assert moment > 5
 
 
 def stranger() -> bytes:
