@@ -55,7 +55,7 @@ def run_(config: Path | None, **flags: Any) -> None:
     """
     settings = _settings(config, flags)
     from agent.cli import logs
-    from agent.supervisor import AgentError, run_agent  # the tasks; the other commands do without
+    from agent.node.supervisor import AgentError, run_agent  # the tasks; the other commands do without
     from agent.telemetry.log import log_to
     from agent.telemetry.sink import Sink
 
@@ -86,10 +86,10 @@ def join_(text: str, config: Path | None, force: bool, **flags: Any) -> None:
     culvert agent join culvert1.eyJhZGRyZXNz...
     """
     settings = _settings(config, flags)
-    from agent.files import StateError
-    from agent.join import JoinError, join
-    from agent.seal import find
-    from agent.state import State
+    from agent.node.files import StateError
+    from agent.node.join import JoinError, join
+    from agent.node.seal import find
+    from agent.node.state import State
 
     async def go() -> str:
         member = await join(

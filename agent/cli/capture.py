@@ -9,7 +9,7 @@ import click
 from agent.answers import CaptureAnswer, PlanAnswer, StatusAnswer, TrialRequest
 from agent.cli.local import NoAgent, ask, socket_option, tell
 from agent.cli.output import Refused, note, output_option, show
-from agent.exempt import logged_in_remotely
+from agent.node.exempt import logged_in_remotely
 from agent.settings import AgentSettings, load_settings
 from ca.duration import Duration
 from ca.settings import SettingsError

@@ -14,10 +14,10 @@ from agent.checks.look import Node, look
 from agent.cli.agent import installed_version
 from agent.cli.local import NoAgent, ask, socket_option
 from agent.cli.output import Refused, note, output_option, show
-from agent.files import StateError
-from agent.seal import find as find_seal
+from agent.node.files import StateError
+from agent.node.seal import find as find_seal
+from agent.node.state import State
 from agent.settings import AgentSettings, load_settings
-from agent.state import State
 from ca.identity import NodeIdentity
 from ca.settings import SettingsError
 

@@ -1,11 +1,11 @@
 """What works on a machine whose agent does not run: taking capture away must not depend on it."""
 
 from agent.cli.output import Refused
-from agent.enrolment import HOST
-from agent.files import StateError
-from agent.namespace import remove_table, standing, title
+from agent.node.enrolment import HOST
+from agent.node.files import StateError
+from agent.node.namespace import remove_table, standing, title
+from agent.node.state import State
 from agent.settings import AccountError, AgentSettings
-from agent.state import State
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
 
@@ -41,7 +41,7 @@ def switch_offline(settings: AgentSettings, *, off: bool) -> str:
 
 def guard_offline(settings: AgentSettings) -> str:
     """Put the rules that the disk remembers into the kernel. Refused."""
-    from agent.boot import lay, remembered
+    from agent.node.boot import lay, remembered
 
     try:
         found = remembered(settings)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from agent.enrolment import enrol
+from agent.node.enrolment import enrol
 from agent.openings import closed_because, opening, rest, skip, skipped, unattended
 from agent.policy import Facts, compile_policies
 from agent.snapshot import Snapshot

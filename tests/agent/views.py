@@ -3,8 +3,8 @@
 import immutables
 import msgspec
 
+from agent.node.view import MeshView
 from agent.snapshot import Snapshot
-from agent.view import MeshView
 from ca.contract import Delta, ResourceName
 from ca.resources.kinds import Resource, encode
 from ca.resources.mesh import Mesh, MeshSpec, Mode

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from agent.leaf import Leaf
-from agent.state import State
+from agent.node.state import State
 from tests.netns.node import Pair, pair, soon
 
 CAPTURED = "220 api greets 10.77.0.2\r\nho"

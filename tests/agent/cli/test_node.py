@@ -13,7 +13,6 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from agent.admin import Admin, admin_socket
 from agent.answers import (
     CaptureAnswer,
     CaptureRow,
@@ -31,6 +30,7 @@ from agent.answers import (
 )
 from agent.cli import capture, main, node
 from agent.connections import Connection, Direction, Party, Security, Tunnel, Verdict
+from agent.node.admin import Admin, admin_socket
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"
 DB = "spiffe://shop.example/ns/shop/sa/db"

@@ -1,0 +1,303 @@
+"""Carries the tables of a node out, in all its namespaces, and keeps them as they should be.
+
+`narrow` takes away what is not to be captured any more; after it `widen` opens listeners, hands them to the workers and
+then adds rules. A namespace that cannot be entered, or a port that another process has, is a problem of that one
+workload. Rules are never removed because we end: captured means held.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import structlog
+import trio
+
+from agent.messages import Role
+from agent.node.enrolment import HOST, common
+from agent.node.namespace import Namespace, Spot, Standing, remove_table, standing, title
+from agent.node.workers import Listener, Workers
+from redirect.counts import Counts
+from redirect.desired import Desired, Marks, Parent
+from redirect.namespace import NamespaceError
+from redirect.netlink import CaptureError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+_ERRORS = (CaptureError, NamespaceError, OSError)
+
+
+class StartError(Exception):
+    """The agent cannot start; the message says why and what to do."""
+
+
+class Capture:
+    """All namespaces of a node. `start` first, `close` at the end. `places` are those where a former life of this agent
+    left a table; `lost` is called when somebody else's change could not be undone."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        marks: Marks,
+        places: Iterable[str],
+        inbound_port: int,
+        lost: Callable[[], None] = lambda: None,
+        shares: int = 1,
+    ) -> None:
+        self._lost = lost
+        self._shares = shares
+        self._workers = workers
+        self._marks = marks
+        self._left = set(places)
+        self._inbound_port = inbound_port
+        self._namespaces: dict[str, Namespace] = {}
+        self._listeners: dict[tuple[str, Spot], list[Listener]] = {}
+        self._watches: dict[str, trio.CancelScope] = {}
+        self._lock = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self.problems: dict[str, list[str]] = {}
+        """By place: what keeps it from being as desired."""
+
+    async def start(self, nursery: trio.Nursery, tunnel_port: int) -> None:
+        """Open the machine's own namespace and the sockets that all share. StartError."""
+        self._nursery = nursery
+        try:
+            host = await self._enter(HOST)
+        except _ERRORS as error:
+            raise StartError(f"capture is not possible on this machine: {error}") from error
+        shared = [Spot(Role.TUNNEL, "", tunnel_port), Spot(Role.PLAINTEXT, "", self._inbound_port)]
+        if problems := await trio.to_thread.run_sync(host.open, shared):
+            raise StartError("; ".join(problems))
+        for spot in shared:
+            self._hand_over(HOST, spot)
+
+    async def narrow(self, tables: Mapping[str, Desired]) -> None:
+        """Take away the rules that `tables` do not have; what they add is left for `widen`."""
+        async with self._lock:
+            self.problems = {}
+            for place in self._left - tables.keys():
+                await self._forget_left(place)
+            for place, namespace in self._namespaces.items():
+                between = common(namespace.applied, tables.get(place)) if namespace.applied else None
+                if not namespace.known and place in tables:
+                    continue  # a former life's rules hold until the new ones are complete
+                if between is None and (namespace.applied or not namespace.known):
+                    await self._try(place, namespace.remove)
+                elif between is not None and between != namespace.applied:
+                    await self._try(place, namespace.apply, between)
+
+    async def widen(self, tables: Mapping[str, Desired], held: Iterable[str]) -> set[str]:
+        """Make it as `tables` say, and return the workloads that are captured. A workload without its listener is left
+        out, unless it is among `held`: who was captured before is refused rather than leaked."""
+        held = frozenset(held)
+        captured: set[str] = set()
+        async with self._lock:
+            for place, desired in tables.items():
+                if namespace := await self._entered(place):
+                    captured |= await self._widen(namespace, desired, held)
+                    self._left.discard(place)
+                else:
+                    captured |= held & {c.workload for c in desired.captures}
+            for place in list(self._namespaces):
+                await self._shut(place, tables.get(place))
+        return captured
+
+    async def _widen(self, namespace: Namespace, desired: Desired, held: frozenset[str]) -> set[str]:
+        place = namespace.place
+        spots = list(_spots(desired, place))
+        problems = await trio.to_thread.run_sync(namespace.open, spots)
+        self.problems.setdefault(place, []).extend(problems)
+        for spot in spots:
+            self._hand_over(place, spot)
+        lacking = {s.workload for s in spots if s not in namespace.sockets} - held
+        desired = replace(desired, captures=tuple(c for c in desired.captures if c.workload not in lacking))
+        if desired != namespace.applied or not namespace.known:
+            await self._try(place, namespace.apply, desired)
+        if namespace.doubt:
+            self.problems[place].append(f"{title(place)}: {namespace.doubt}")
+        return {c.workload for c in namespace.applied.captures} if namespace.applied else set()
+
+    async def know(self, parents: tuple[Parent, ...]) -> bool:
+        """Cgroups that are nobody's came or went: the machine's own table learns of it. False when that failed."""
+        async with self._lock:
+            host = self._namespaces[HOST]
+            if host.applied is not None and host.known and host.applied.parents != parents:
+                return await self._try(HOST, host.apply, replace(host.applied, parents=parents))
+        return True
+
+    async def remove(self, places: Iterable[str] = ()) -> None:
+        """No table of ours anywhere, whoever put it there; `places` are further ones to look at."""
+        async with self._lock:
+            self.problems = {}
+            for place, namespace in list(self._namespaces.items()):
+                await self._try(place, namespace.remove)
+            for place in {*self._left, *places} - self._namespaces.keys():
+                await self._forget_left(place)
+
+    async def step_aside(self) -> None:
+        """We are about to go: workloads that fail open are on their own from now on."""
+        async with self._lock:
+            for place, namespace in self._namespaces.items():
+                await self._try(place, namespace.step_aside)
+
+    def close(self) -> None:
+        """Close every socket. Rules stay."""
+        for place in list(self._namespaces):
+            self._leave(place)
+
+    # ---- what changes by itself
+
+    async def moved(self) -> bool:
+        """Whether a path leads to another namespace than it did."""
+        places = {p: n.standing for p, n in self._namespaces.items() if p != HOST}
+        return await trio.to_thread.run_sync(lambda: any(standing(p) != s for p, s in places.items()))
+
+    async def counters(self) -> dict[str, Counts]:
+        """Connections captured and bypassed, by workload. What cannot be asked is left out."""
+        found: dict[str, Counts] = {}
+        for namespace in list(self._namespaces.values()):
+            if namespace.applied:
+                try:
+                    found |= await trio.to_thread.run_sync(namespace.counters)
+                except _ERRORS as error:
+                    log.warning("counters-unknown", place=title(namespace.place), error=str(error))
+        return found
+
+    def applied(self) -> dict[str, Desired]:
+        """The table of each place that has one."""
+        return {p: n.applied for p, n in self._namespaces.items() if n.applied}
+
+    async def _watch(self, namespace: Namespace) -> None:
+        """Undo what others do to the table, such as `nft flush ruleset`, and to our routing."""
+        with trio.CancelScope() as scope:
+            self._watches[namespace.place] = scope
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_routes, namespace)
+                while True:
+                    await trio.lowlevel.wait_readable(namespace.watch.fileno())
+                    async with self._lock:
+                        noticed = trio.current_time()
+                        news = await trio.to_thread.run_sync(namespace.watch.foreign)
+                        if news and namespace.applied:
+                            where = title(namespace.place)
+                            log.warning("capture-changed-by-others", place=where, what=", ".join(news))
+                            if await self._try(namespace.place, namespace.apply, namespace.applied, True):
+                                took = round(trio.current_time() - noticed, 3)
+                                log.warning("capture-restored", place=where, not_captured_for_seconds=took)
+                            else:
+                                log.error("capture-lost", place=where, why=self.problems[namespace.place])
+                                self._lost()
+
+    async def _watch_routes(self, namespace: Namespace) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(namespace.route_watch.fileno())
+            async with self._lock:
+                if not await trio.to_thread.run_sync(namespace.route_watch.foreign) or not namespace.applied:
+                    continue
+                try:
+                    lost = await trio.to_thread.run_sync(namespace.reroute)
+                except _ERRORS as error:
+                    self._problem(namespace.place, error)
+                    self._lost()
+                else:
+                    if lost:
+                        log.warning("routing-restored", place=title(namespace.place), what="; ".join(lost))
+
+    # ---- namespaces
+
+    async def _entered(self, place: str) -> Namespace | None:
+        now = await trio.to_thread.run_sync(standing, place)
+        known = self._namespaces.get(place)
+        if known and known.standing == now:
+            return known
+        inside = {spot.workload for spot in known.sockets} if known else set()
+        if known:
+            log.info("namespace-replaced", place=place)
+            self._leave(place)
+        try:
+            self._not_taken(place, now)
+            namespace = await self._enter(place)
+        except _ERRORS as error:
+            self._problem(place, error)
+            return None
+        for workload in inside:
+            self._workers.restock(workload)
+        return namespace
+
+    def _not_taken(self, place: str, now: Standing | None) -> None:
+        for other, namespace in self._namespaces.items():
+            if now is not None and namespace.standing == now:
+                raise NamespaceError(
+                    f"it is the same as {title(other)}, and a workload there has it; match this one by uid or cgroup"
+                )
+
+    async def _enter(self, place: str) -> Namespace:
+        namespace = await trio.to_thread.run_sync(Namespace, place, self._marks, self._shares)
+        self._namespaces[place] = namespace
+        if self._nursery:
+            self._nursery.start_soon(self._watch, namespace)
+        return namespace
+
+    async def _shut(self, place: str, desired: Desired | None) -> None:
+        """Close the listeners that no rule needs any more, and the namespace without any."""
+        namespace = self._namespaces[place]
+        if namespace.applied is not None and desired is None:
+            return  # it could not be removed; tried again
+        wanted = set(_spots(desired, place)) if desired else set()
+        for spot in namespace.sockets.keys() - wanted:
+            if spot.workload:
+                self._take_back(place, spot)
+                namespace.shut(spot)
+        if place != HOST and desired is None:
+            self._leave(place)
+
+    def _leave(self, place: str) -> None:
+        namespace = self._namespaces.pop(place)
+        if scope := self._watches.pop(place, None):
+            scope.cancel()
+        for spot in namespace.sockets:
+            self._take_back(place, spot)
+        for watch in (namespace.watch, namespace.route_watch):
+            trio.lowlevel.notify_closing(watch.fileno())
+        namespace.close()
+
+    async def _forget_left(self, place: str) -> None:
+        """A former life's table, where nothing is to be captured now."""
+        if place != HOST and await trio.to_thread.run_sync(standing, place) is None:
+            self._left.discard(place)  # the namespace has taken it along
+        elif place in self._namespaces or await self._try(place, remove_table, place, self._marks):
+            self._left.discard(place)
+
+    # ---- listeners and errors
+
+    def _hand_over(self, place: str, spot: Spot) -> None:
+        shares = self._namespaces[place].sockets.get(spot)
+        if shares and (place, spot) not in self._listeners:
+            self._listeners[place, spot] = [
+                self._workers.listen(spot.role, spot.workload, sock, slot)
+                for slot, share in enumerate(shares)
+                for sock in share
+            ]
+
+    def _take_back(self, place: str, spot: Spot) -> None:
+        for listener in self._listeners.pop((place, spot), ()):
+            self._workers.unlisten(listener)
+
+    async def _try(self, place: str, call: Callable[..., None], *arguments: object) -> bool:
+        try:
+            await trio.to_thread.run_sync(call, *arguments)
+        except _ERRORS as error:
+            self._problem(place, error)
+            return False
+        return True
+
+    def _problem(self, place: str, error: Exception) -> None:
+        text = f"{title(place)}: {error}"
+        self.problems.setdefault(place, []).append(text)
+
+
+def _spots(desired: Desired, place: str) -> Iterable[Spot]:
+    for capture in desired.captures:
+        yield Spot(Role.OUTBOUND, capture.workload, capture.port)
+        if place != HOST:
+            yield Spot(Role.PLAINTEXT, capture.workload, desired.inbound_port)
+    if desired.parents:
+        yield Spot(Role.RESOLVE, "", desired.resolver_port)

@@ -1,0 +1,66 @@
+"""What the disk remembers to be captured, before any agent runs."""
+
+import immutables
+import pytest
+
+from agent.node.boot import lay, remembered
+from agent.node.enrolment import HOST, NO_CGROUP, Ports
+from agent.node.state import Membership, State
+from agent.node.view import MeshView
+from agent.settings import AgentSettings
+from ca.resources.workload import Match
+from redirect.desired import Recognise
+from tests.agent.views import mesh, node, view, workload
+
+
+def seen() -> MeshView:
+    v = view(mesh(), node("n1"), workload("web"), workload("unit"), workload("new"), workload("pod"))
+    matches = {
+        "web": Match(uid=7),
+        "unit": Match(cgroup="no.slice/such.service"),
+        "new": Match(uid=8),
+        "pod": Match(netns="culvert-no-such"),
+    }
+    return MeshView(v.snapshot, immutables.Map({k: matches[k.name] for k in v.snapshot.workloads}), "i")
+
+
+@pytest.fixture
+def settings(tmp_path) -> AgentSettings:
+    return AgentSettings(state_dir=tmp_path, worker_user="64990")
+
+
+@pytest.fixture
+def state(tmp_path) -> State:
+    made = State(tmp_path)
+    made.save_membership(Membership("n1", "shop.example", "10.0.0.1:15012"))
+    made.views.keep([], seen())
+    made.save_ports(Ports({"shop/web": 15100, "shop/unit": 15101}, {"shop/pod": "/run/netns/culvert-no-such"}, 15101))
+    return made
+
+
+def test_who_was_captured_and_nobody_else(settings, state):
+    found = remembered(settings)
+    assert set(found.tables) == {HOST, "/run/netns/culvert-no-such"}
+    host = found.tables[HOST]
+    assert [(c.workload, c.recognise) for c in host.captures] == [
+        ("shop/unit", Recognise(cgroup=(2, NO_CGROUP - 15101))),
+        ("shop/web", Recognise(uid=7)),
+    ]
+    assert 64990 in host.agent_uids
+    assert host.mesh == frozenset(seen().snapshot.by_endpoint)
+
+
+def test_a_namespace_that_is_not_there_needs_no_guard(settings, state):
+    tables = remembered(settings).tables
+    del tables[HOST]  # never in the host's own namespace
+    assert lay(tables) == ([], [])
+
+
+def test_nothing_to_hold(settings, tmp_path, state):
+    state.set_capture_off(True)
+    assert "switched off" in remembered(settings).nothing
+    state.set_capture_off(False)
+    state.save_ports(Ports())
+    assert "nobody was captured" in remembered(settings).nothing
+    empty = AgentSettings(state_dir=tmp_path / "other", worker_user="64990")
+    assert "has not joined" in remembered(empty).nothing
