@@ -1,9 +1,12 @@
-"""The agent: one per node.
+"""The agent: one per node. Here is what both its sides share; the floors are in ARCHITECTURE.md.
 
-node                         the supervisor's side
-worker, inbound, outbound    the worker: the process that carries connections, as they arrive and as they leave
-tunnel, relay                the byte path: HTTP/2 CONNECT over mTLS, and the byte mover
-snapshot, route, authorize   decisions over facts (pure)
-messages, channel            what both sides say to each other
-cli                          the command `culvert`
+node          the supervisor's side; checks, discovery and telemetry are under it
+worker        the side that carries connections; tunnel and relay are under it
+snapshot      the mesh as a node sees it; leaf: a certificate; connections, tally: what is carried, and what that takes
+route, policy, authorize, openings   decisions over facts (pure); explain: the same, told to an operator
+book          the worker's connections, for all who carry them
+messages, channel                    what supervisor and worker say to each other
+settings, answers                    what an operator sets, and is told
+clock, owners                        time as the centre has it; whose a socket is
+cli, lab      the command `culvert`; machines to try it on
 """

@@ -8,5 +8,6 @@ core        one HTTP/2 connection that carries nothing but CONNECT streams (pure
 owner       who is told what happens on a tunnel
 link        a core, its TLS and its socket in the relay
 handshake   TCP and TLS up to a link
+credentials the certificates that both ends show, and the roots they trust
 pool        which link carries a new connection
 """

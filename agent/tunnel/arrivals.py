@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import trio
 
-from agent.credentials import Credentials
 from agent.relay.loop import Relay
+from agent.tunnel.credentials import Credentials
 from agent.tunnel.handshake import HandshakeError, accept
 from agent.tunnel.link import Link
 from agent.tunnel.pool import Shared

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 from OpenSSL import SSL
 
-from agent.credentials import ALPN, Arrival, Credentials
+from agent.tunnel.credentials import ALPN, Arrival, Credentials
 from ca.identity import WorkloadIdentity
 from ca.tls import Machine, TlsError
 from ca.x509 import CertificateError, identity_of

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import trio
 
-from agent.credentials import Credentials
 from agent.relay.loop import Relay
 from agent.tunnel.core import Core
+from agent.tunnel.credentials import Credentials
 from agent.tunnel.frames import REFUSED_STREAM
 from agent.tunnel.handshake import HandshakeError, dial
 from agent.tunnel.headers import Connect

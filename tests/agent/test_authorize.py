@@ -8,8 +8,8 @@ from agent.policy import Facts
 from agent.snapshot import Snapshot
 from ca.identity import WorkloadIdentity
 from ca.resources.mesh import Mode
-from tests.agent.test_rejudge import DENY, WEB
 from tests.agent.views import mesh, node, workload
+from tests.agent.worker.test_rejudge import DENY, WEB
 
 DB = workload("db", ports=(81,))
 START = Snapshot("n1").apply(1, [mesh(), node("n1"), node("n2", "10.0.0.2"), DB, workload("web", "n2")], ())

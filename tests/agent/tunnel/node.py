@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from agent.credentials import Credentials
 from agent.relay.loop import Relay
 from agent.snapshot import Snapshot
 from agent.tunnel.arrivals import Arrivals
+from agent.tunnel.credentials import Credentials
 from agent.tunnel.headers import Connect
 from agent.tunnel.link import Link
 from agent.tunnel.pool import Key, Pool, Shared

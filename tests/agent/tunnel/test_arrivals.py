@@ -9,11 +9,11 @@ import trio
 import trio.testing
 from msgspec.structs import force_setattr
 
-from agent.credentials import Credentials
 from agent.snapshot import Snapshot
 from agent.tunnel import arrivals as arrivals_module
 from agent.tunnel import handshake
 from agent.tunnel.arrivals import SHARE
+from agent.tunnel.credentials import Credentials
 from ca import tls, x509
 from ca.identity import NodeIdentity, OperatorIdentity, WorkloadIdentity
 from tests.agent.relay.rig import DB, WEB, authority, descriptors, leaf, receive_all, reset, soon, wire

@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from agent import opaque
 from agent.authorize import Authorizer
 from agent.connections import Party
 from agent.policy import Decision, Facts
 from agent.route import clash, exactly
 from agent.snapshot import Snapshot
+from agent.worker import opaque
 from ca.identity import WorkloadIdentity
 from ca.resources.workload import NEVER_CAPTURED, Workload
 

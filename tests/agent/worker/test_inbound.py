@@ -11,17 +11,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import force_setattr
 
-import agent.inbound
-from agent.admission import endpoint, parse_authority
+import agent.worker.inbound
 from agent.authorize import Authorizer
 from agent.book import Book
-from agent.budgets import Budgets
 from agent.connections import Direction, Party, Security, Verdict
-from agent.inbound import Inbound, Marks
 from agent.relay.loop import Relay
 from agent.snapshot import Snapshot
-from agent.stock import Stocks
 from agent.tunnel.headers import Connect
+from agent.worker.admission import endpoint, parse_authority
+from agent.worker.budgets import Budgets
+from agent.worker.inbound import Inbound, Marks
+from agent.worker.stock import Stocks
 from ca.resources.mesh import Mode
 from ca.resources.workload import NEVER_CAPTURED, Workload
 from redirect.origdst import NotRedirected, dial_socket
@@ -325,7 +325,7 @@ def towards(monkeypatch):
             raise where[0]
         return where[0]
 
-    monkeypatch.setattr(agent.inbound, "original_destination", told)
+    monkeypatch.setattr(agent.worker.inbound, "original_destination", told)
     return where
 
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.book import Book, Entry
-from agent.budgets import PER_CONNECTION, SHARE, STORM, Account, Budgets
 from agent.connections import Direction, Party, Security
 from agent.snapshot import Snapshot
 from agent.tally import Tally, make
+from agent.worker.budgets import PER_CONNECTION, SHARE, STORM, Account, Budgets
 from ca.resources.limits import Limits
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata

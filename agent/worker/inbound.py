@@ -9,11 +9,8 @@ import re
 import socket
 from dataclasses import dataclass
 
-from agent import opaque, proxyheader
-from agent.admission import Admission, endpoint, parse_authority, parse_forwarded
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
-from agent.budgets import Budgets
 from agent.connections import Direction, Party, Security, Verdict
 from agent.policy import Facts
 from agent.relay.leg import Leg, abort
@@ -21,9 +18,12 @@ from agent.relay.loop import Relay
 from agent.relay.pair import Pair
 from agent.route import Refuse, here, is_loopback
 from agent.snapshot import Snapshot
-from agent.stock import Stocks
 from agent.tunnel.link import Link
 from agent.tunnel.stream import Asked
+from agent.worker import opaque, proxyheader
+from agent.worker.admission import Admission, endpoint, parse_authority, parse_forwarded
+from agent.worker.budgets import Budgets
+from agent.worker.stock import Stocks
 from ca.identity import WorkloadIdentity
 from ca.resources.workload import SourceAddress, Workload
 from redirect.origdst import (

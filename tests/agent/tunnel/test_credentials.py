@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.credentials import Arrival, Credentials
 from agent.snapshot import Snapshot
+from agent.tunnel.credentials import Arrival, Credentials
 from ca import tls, x509
 from ca.identity import NodeIdentity, WorkloadIdentity
 from tests.agent.relay.rig import DB, WEB, authority, leaf

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import trio
 
-from agent.listeners import _PASSING, Listeners
 from agent.messages import Role
 from agent.relay.loop import Relay
+from agent.worker.listeners import _PASSING, Listeners
 from tests.agent.relay.rig import descriptors, soon
 
 

@@ -4,17 +4,17 @@ import os
 import socket
 from dataclasses import dataclass
 
-from agent import opaque
-from agent.admission import endpoint
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
-from agent.inbound import Inbound
 from agent.relay.leg import Leg, abort
 from agent.route import Direct, Local, Refuse, Tunnel, route
 from agent.snapshot import Snapshot
 from agent.tunnel.headers import Connect
 from agent.tunnel.link import Link
 from agent.tunnel.pool import Key, Pool
+from agent.worker import opaque
+from agent.worker.admission import endpoint
+from agent.worker.inbound import Inbound
 from ca.resources.metadata import Key as ResourceKey
 from redirect.origdst import NotRedirected, original_destination
 

@@ -7,8 +7,8 @@ import pytest
 
 from agent.book import Book
 from agent.messages import Signs
-from agent.resolver import SKIPPED, Namer, Resolver, Unnameable
 from agent.snapshot import Snapshot
+from agent.worker.resolver import SKIPPED, Namer, Resolver, Unnameable
 from ca.resources.capture import CaptureSettings, Flow, Skip
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
@@ -119,7 +119,7 @@ class Calls:
 )
 def test_what_the_rules_would_have_skipped_goes_on_as_it_was(monkeypatch, where, reason) -> None:
     """A new cgroup's first connections are held before any rule of its workload sees them."""
-    monkeypatch.setattr("agent.resolver.original_destination", lambda sock: where)
+    monkeypatch.setattr("agent.worker.resolver.original_destination", lambda sock: where)
     skip = CaptureSettings(out=Flow(skip=Skip((3306,), ("10.9.0.0/16",))))
     web = Workload(Metadata("web", "shop", {"mesh": "on"}), WorkloadSpec("n1", "web", capture=skip))
     snapshot = Snapshot("n1").apply(1, [Mesh(Metadata("mesh"), MeshSpec("shop.example")), web], [])

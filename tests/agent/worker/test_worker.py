@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-import agent.worker
+import agent.worker.worker
 from agent.channel import supervisor_end, worker_end
 from agent.connections import Direction, Party, Security, Verdict
 from agent.messages import (
@@ -33,13 +33,13 @@ from agent.messages import (
 )
 from agent.relay.loop import Relay
 from agent.tunnel.headers import Connect
-from agent.worker import Worker
+from agent.worker.worker import Worker
 from ca import x509
 from ca.resources.kinds import encode
 from tests.agent.relay.rig import DB, WEB, authority, descriptors, leaf, receive, receive_all, send, soon
-from tests.agent.test_inbound import at, needs_marks
 from tests.agent.tunnel.node import Host
 from tests.agent.views import mesh, node, workload
+from tests.agent.worker.test_inbound import at, needs_marks
 
 
 class Boss:
@@ -214,8 +214,8 @@ async def test_sockets_in_stock():
 
 
 async def test_a_silent_peer_is_asked_then_given_up_and_a_live_one_is_not(monkeypatch):
-    monkeypatch.setattr(agent.worker, "_PING", 0.0)
-    monkeypatch.setattr(agent.worker, "_LOST", 0.2)
+    monkeypatch.setattr(agent.worker.worker, "_PING", 0.0)
+    monkeypatch.setattr(agent.worker.worker, "_LOST", 0.2)
     async with working() as boss, trio.open_nursery() as nursery:
         await boss.furnish()
         port = await boss.listen(1, Role.TUNNEL)
@@ -268,7 +268,7 @@ async def test_draining(patient):
 
 
 async def test_a_supervisor_that_does_not_listen_costs_records_not_memory(monkeypatch):
-    monkeypatch.setattr(agent.worker, "_QUEUE", 2)
+    monkeypatch.setattr(agent.worker.worker, "_QUEUE", 2)
     async with working() as boss:
         said = [boss.worker.say(Notice("info", "x", {"text": "y" * 100_000})) for _ in range(200)]
         assert not all(said)

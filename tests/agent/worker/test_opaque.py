@@ -1,7 +1,7 @@
 import pytest
 
-from agent.opaque import arriving, leaving
 from agent.snapshot import Snapshot
+from agent.worker.opaque import arriving, leaving
 from ca.resources.capture import CaptureSettings, Flow, Opaque
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata

@@ -15,7 +15,7 @@ def child(script: str, *, uid: int = NOBODY, gid: int = NOBODY) -> str:
     """Run `script` after `drop`; -> its output."""
     # Everything is imported before: the account may not read where Python is installed.
     dropping = f"privileges.drop({uid}, {gid}, privileges.CAP_NET_RAW)"
-    text = f"import socket, redirect.origdst\nfrom agent import privileges\n{dropping}\n{script}"
+    text = f"import socket, redirect.origdst\nfrom agent.worker import privileges\n{dropping}\n{script}"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -47,7 +47,7 @@ for attempt in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.
         print("came back")
     except PermissionError:
         pass
-from agent.privileges import _Data, _Header
+from agent.worker.privileges import _Data, _Header
 everything = (_Data * 2)(_Data(0xffffffff, 0xffffffff, 0), _Data(0xffffffff, 0xffffffff, 0))
 print(ctypes.CDLL(None).capset(ctypes.byref(_Header(0x20080522, 0)), ctypes.byref(everything)))
 """

@@ -11,16 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.admission import endpoint
 from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
-from agent.inbound import Inbound
 from agent.messages import Signs
 from agent.openings import skipped
-from agent.outbound import Outbound, ours
 from agent.relay.leg import abort
 from agent.route import exactly, here
 from agent.snapshot import Snapshot
+from agent.worker.admission import endpoint
+from agent.worker.inbound import Inbound
+from agent.worker.outbound import Outbound, ours
 from ca.resources.metadata import Key
 from redirect.caller import Callers
 from redirect.cgroup import find, mount_point

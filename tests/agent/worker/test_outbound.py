@@ -8,22 +8,22 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-import agent.outbound
+import agent.worker.outbound
 from agent.authorize import Authorizer
 from agent.book import Book
-from agent.budgets import Budgets
 from agent.connections import Connection, Security, Verdict
-from agent.inbound import Inbound, Marks
-from agent.outbound import Outbound, ours
 from agent.snapshot import Snapshot
-from agent.stock import Stocks
 from agent.tunnel import core as core_module
+from agent.worker.budgets import Budgets
+from agent.worker.inbound import Inbound, Marks
+from agent.worker.outbound import Outbound, ours
+from agent.worker.stock import Stocks
 from ca.resources.mesh import Egress, Mode
 from redirect.origdst import NotRedirected
 from tests.agent.relay.rig import DB, WEB, News, receive, receive_all, send, soon, wire
-from tests.agent.test_inbound import at
 from tests.agent.tunnel.node import Host, needs_marks
 from tests.agent.views import mesh, node, workload
+from tests.agent.worker.test_inbound import at
 
 pytestmark = needs_marks
 
@@ -90,7 +90,7 @@ def towards(monkeypatch):
             raise where[0]
         return where[0]
 
-    monkeypatch.setattr(agent.outbound, "original_destination", told)
+    monkeypatch.setattr(agent.worker.outbound, "original_destination", told)
     return where
 
 

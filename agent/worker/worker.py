@@ -6,21 +6,15 @@ mesh view, listening sockets) comes through it; see `messages`. The worker ends 
 
 import os
 import socket
-import sys
 import time
 from typing import cast
 
 import trio
 
-from agent import privileges
 from agent.authorize import Authorizer
 from agent.book import Book
-from agent.budgets import Budgets
 from agent.channel import Channel, ChannelClosedError, worker_end
 from agent.connections import Tunnel, Verdict
-from agent.credentials import Credentials
-from agent.inbound import Inbound, Marks
-from agent.listeners import Listeners
 from agent.messages import (
     FROM_WORKER,
     TO_WORKER,
@@ -45,17 +39,22 @@ from agent.messages import (
     Unlisten,
     View,
 )
-from agent.outbound import Outbound
-from agent.rejudge import rejudge
 from agent.relay.loop import Relay
-from agent.resolver import Namer, Resolver
 from agent.snapshot import Snapshot
-from agent.stock import Stocks
 from agent.tally import Tally
 from agent.tunnel.arrivals import Arrivals
+from agent.tunnel.credentials import Credentials
 from agent.tunnel.link import Link
 from agent.tunnel.pool import IDLE, Pool, Shared
 from agent.tunnel.terms import Standing
+from agent.worker import privileges
+from agent.worker.budgets import Budgets
+from agent.worker.inbound import Inbound, Marks
+from agent.worker.listeners import Listeners
+from agent.worker.outbound import Outbound
+from agent.worker.rejudge import rejudge
+from agent.worker.resolver import Namer, Resolver
+from agent.worker.stock import Stocks
 from ca.contract import ResourceName
 from ca.resources.kinds import decode_known
 from ca.resources.metadata import Key
@@ -298,7 +297,3 @@ def serve(fd: int) -> None:
             await Worker(channel, config, relay, nursery, tally).run()
 
     relay.host(main)
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]))

@@ -2,7 +2,7 @@
 
 import socket
 
-from agent.stock import FULL, Stocks
+from agent.worker.stock import FULL, Stocks
 from tests.agent.relay.rig import descriptors
 
 

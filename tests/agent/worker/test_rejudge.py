@@ -6,8 +6,8 @@ from agent.authorize import Authorizer
 from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
 from agent.policy import Facts
-from agent.rejudge import rejudge
 from agent.snapshot import Snapshot
+from agent.worker.rejudge import rejudge
 from ca.identity import WorkloadIdentity
 from ca.resources.mesh import Mode
 from ca.resources.metadata import Metadata

@@ -1,13 +1,13 @@
 """Rulings: what is remembered is what would be found again, and only for as long as the view is the same. What they say
 is tested through whole tunnels in test_inbound."""
 
-import agent.admission
-from agent.admission import Admission, Ruling, parse_forwarded
+import agent.worker.admission
 from agent.authorize import Authorizer
 from agent.snapshot import Snapshot
+from agent.worker.admission import Admission, Ruling, parse_forwarded
 from ca.identity import WorkloadIdentity
-from tests.agent.test_rejudge import DENY, WEB
 from tests.agent.views import mesh, node, workload
+from tests.agent.worker.test_rejudge import DENY, WEB
 
 DB = WorkloadIdentity("shop.example", "shop", "db")
 START = Snapshot("n1").apply(
@@ -41,7 +41,7 @@ def test_whatever_a_ruling_hangs_on_tells_them_apart():
 
 
 def test_a_peer_that_asks_for_ever_new_things_fills_no_memory(monkeypatch):
-    monkeypatch.setattr(agent.admission, "_KEPT", 10)
+    monkeypatch.setattr(agent.worker.admission, "_KEPT", 10)
     admission = Admission(Authorizer())
     for port in range(1, 100):
         rule(admission, START, authority=f"10.0.0.1:{port}")

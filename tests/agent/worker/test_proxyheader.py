@@ -4,7 +4,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.proxyheader import AUTHORITY, IDENTITY, header
+from agent.worker.proxyheader import AUTHORITY, IDENTITY, header
 
 ENDS = st.tuples(st.ip_addresses().map(str), st.integers(0, 65535))
 
