@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One more than there are cores: tests of whole systems often wait. A file's tests stay together, and share what they set up.
+JOBS ?= $(shell expr $$(nproc) + 1)
 # What the tests run against, by Debian package name; installed when we are root and they are missing.
 APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container podman runc busybox-static
 
@@ -18,7 +20,8 @@ demo: $(VENV)/demo
 	$(BIN)/culvert demo
 
 test: packages $(VENV)/test lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not alone' -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m alone
 
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .

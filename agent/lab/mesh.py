@@ -1,4 +1,5 @@
-"""A centre and agents as real processes in a lab, driven by the command line as an operator would.
+"""A centre and agents as real processes in a lab, driven by the command line as an operator would; what is only a call
+to the centre or to an agent is made from here, for it needs no process.
 
 Each machine's `culvert` finds its own settings in the environment: files of the machine are directories of the lab.
 """
@@ -6,10 +7,10 @@ Each machine's `culvert` finds its own settings in the environment: files of the
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -23,9 +24,12 @@ from agent.lab.process import Process, eventually
 from agent.lab.programs import Ran
 from agent.lab.topology import Machine
 from ca import http
-from ca.client import Client
-from ca.contract import Status
+from ca.client import Client, ClientError
+from ca.contract import ApplyRequest, LabelRequest, ResourceName, Status, TokenRequest
+from ca.resources import documents
+from ca.resources.kinds import encode
 
+R = TypeVar("R")
 TRUST_DOMAIN = "demo.example"
 WORKER_UID = 64990
 """Workers run as a user that owns nothing; in a user's world there is only the one."""
@@ -34,7 +38,7 @@ _CULVERT = [sys.executable, "-m", "agent.cli"]
 
 
 class CulvertError(Exception):
-    """A `culvert` command of the lab failed; the message has the command line and what it said."""
+    """A `culvert` command of the lab, or a call, failed; the message has what it said."""
 
 
 @dataclass(slots=True)
@@ -100,13 +104,12 @@ class RunningMesh:
         )
         await self.process.listening(15012)
 
-    async def invite(self, name: str, machine: Machine, ttl: str = "10m") -> tuple[Node, str]:
-        """A node that has not joined yet, and the token that lets it."""
+    async def invite(self, name: str, machine: Machine, seconds: float = 600.0) -> tuple[Node, str]:
+        """A node that has not joined yet, and the token that lets it for so long."""
         directory = self.lab.directory / name
         directory.mkdir(mode=0o755)
         node = self.nodes[name] = Node(name, machine, directory, settings=dict(self.agents))
-        token = await self.operator("central", "token", "create", "--node", name, "--ttl", ttl)
-        return node, token.strip()
+        return node, (await self._call(self._client.create_token(TokenRequest(name, seconds)))).token
 
     async def add(self, name: str, machine: Machine) -> Node:
         """A node that has joined and whose agent runs."""
@@ -138,9 +141,12 @@ class RunningMesh:
         """Like `on`, for commands that may fail."""
         return await programs.run(Place(node.machine.namespace), [*_CULVERT, *arguments], 30, env=node.env)
 
-    async def table(self, node: Node, topic: str) -> Any:
-        """What `culvert TOPIC -o json` says on a node."""
-        return json.loads(await self.on(node, topic, "-o", "json"))
+    async def ask(self, node: Node, topic: str) -> Any:
+        """What the agent of a node says to GET /v1/TOPIC, as `culvert TOPIC -o json` shows it."""
+        response = await _get(node, topic)
+        if response.status != 200:
+            raise CulvertError(f"{node.name} answers {response.status} when asked for {topic}: {response.body!r}")
+        return json.loads(response.body)
 
     async def connections(self, node: Node) -> list[dict[str, Any]]:
         """What the node knows of live and recent connections, as `agent.connections.Connection` has them."""
@@ -148,18 +154,31 @@ class RunningMesh:
         return [*said["live"], *said["closed"]]
 
     async def apply(self, text: str) -> None:
-        """`culvert apply`, and wait until every running agent acts on it."""
-        await self.operator("apply", "-f", "-", stdin=text)
+        """As `culvert apply` does, and wait until every running agent acts on it."""
+        placed = documents.read([("-", text)])
+        await self._call(self._client.apply(ApplyRequest([msgspec.Raw(encode(p.resource)) for p in placed])))
         await self.settled()
 
-    async def label(self, workload: str, *labels: str) -> None:
-        """`culvert label workload`, and wait until every running agent acts on it."""
-        await self.operator("label", "workload", workload, *labels)
+    async def label(self, workload: str, **labels: str | None) -> None:
+        """As `culvert label workload` does (None takes one away), and wait until every running agent acts on it."""
+        namespace, _, name = workload.partition("/")
+        await self._call(self._client.label(LabelRequest(ResourceName("Workload", name, namespace), labels)))
         await self.settled()
 
     async def status(self) -> Status:
-        """What the centre says of itself and its nodes, asked at its own machine's socket: no process is started."""
-        return await Client.at_socket(self.directory / "central.sock").status()
+        """What the centre says of itself and its nodes."""
+        return await self._client.status()
+
+    @property
+    def _client(self) -> Client:
+        """At the socket of the centre's own machine."""
+        return Client.at_socket(self.directory / "central.sock")
+
+    async def _call(self, call: Awaitable[R]) -> R:
+        try:
+            return await call
+        except ClientError as error:
+            raise CulvertError(f"the centre says: {error}") from error
 
     async def settled(self, seconds: float = 10.0) -> None:
         """Wait until every running agent acts on the newest revision, and the centre knows it."""
@@ -182,8 +201,7 @@ class RunningMesh:
     async def active(self, node: Node) -> int:
         """The revision that a node's agent acts on; -1 if it does not answer."""
         try:
-            async with await trio.open_unix_socket(node.directory / "run" / "agent.sock") as stream:
-                response = await http.request(stream, "GET", "/v1/status", host="agent")
+            response = await _get(node, "status")
         except (OSError, trio.BrokenResourceError, http.HttpError):
             return -1
         return msgspec.json.decode(response.body, type=StatusAnswer).active if response.status == 200 else -1
@@ -193,6 +211,11 @@ class RunningMesh:
         assert node.process is not None
         process = node.process
         return await eventually(lambda: not process.running)
+
+
+async def _get(node: Node, topic: str) -> http.Response:
+    async with await trio.open_unix_socket(node.directory / "run" / "agent.sock") as stream:
+        return await http.request(stream, "GET", f"/v1/{topic}", host="agent")
 
 
 def make_mesh(lab: Lab, centre: Machine) -> RunningMesh:

@@ -15,7 +15,6 @@ from agent.lab.lab import Lab, open_lab
 from agent.lab.mesh import Node, RunningMesh, make_mesh
 from agent.lab.place import Place
 from agent.lab.topology import Host, Machine
-from ca import http
 from ca.authority import Authority, Lives
 from ca.client import Client
 from ca.contract import ApplyRequest, ApplyResponse, LabelRequest, ResourceName
@@ -72,10 +71,7 @@ class Pair:
 
     async def ask(self, node: Node, topic: str) -> Any:
         """What the agent of a node says to GET /v1/TOPIC."""
-        async with await trio.open_unix_socket(node.directory / "run" / "agent.sock") as stream:
-            response = await http.request(stream, "GET", f"/v1/{topic}", host="agent")
-        assert response.status == 200, response.body
-        return json.loads(response.body)
+        return await self.mesh.ask(node, topic)
 
     async def talk(self, place: Place | None = None, address: str = "", port: int = 9090) -> str:
         """What the server says to a caller, by default shop/web; empty when there is no talking."""

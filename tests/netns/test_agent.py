@@ -37,6 +37,7 @@ async def mtls(p: Pair) -> int:
     return sum(c["security"] == "mtls" for c in (*answer["live"], *answer["closed"]))
 
 
+@pytest.mark.alone
 async def test_a_label_starts_and_ends_capture(two: Pair) -> None:
     assert await two.talk() == CAPTURED
     assert await mtls(two) == 0

@@ -131,6 +131,7 @@ async def over(town: Town, node: str, workload: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_flood_takes_at_most_a_fifth_of_the_neighbours_rate(town: Town) -> None:
     async with serving(town, "db"), serving(town, "mail"):
         async with said(town, "web", LIMITS):

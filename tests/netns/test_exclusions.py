@@ -1,6 +1,5 @@
 """What a setting leaves alone is left alone, and opens no door that a policy keeps shut."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -31,7 +30,7 @@ async def said(town: Town, name: str, settings: str) -> AsyncIterator[None]:
 
 async def counted(town: Town, name: str, field: str) -> int:
     """What the kernel counted for a resident."""
-    status = json.loads(await town.mesh.on(town.node(town[name]), "capture", "status", "-o", "json"))
+    status = await town.mesh.ask(town.node(town[name]), "capture")
     (row,) = (r for r in status["rows"] if r["workload"] == town[name].workload)
     return int(row.get(field, 0))
 

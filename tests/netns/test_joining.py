@@ -42,9 +42,9 @@ def mesh() -> Iterator[RunningMesh]:
         trio.run(lab.close)
 
 
-async def invited(mesh: RunningMesh, name: str, ttl: str = "10m") -> tuple[Node, str]:
+async def invited(mesh: RunningMesh, name: str, seconds: float = 600.0) -> tuple[Node, str]:
     """A machine that is no node yet, and its token."""
-    return await mesh.invite(name, mesh.lab.topology.machine(name), ttl)
+    return await mesh.invite(name, mesh.lab.topology.machine(name), seconds)
 
 
 async def refused(mesh: RunningMesh, node: Node, token: str) -> str:
@@ -69,7 +69,7 @@ async def test_a_token_joins_one_node_once(mesh: RunningMesh) -> None:
 
 
 async def test_a_token_expires(mesh: RunningMesh) -> None:
-    node, token = await invited(mesh, "late", "1s")
+    node, token = await invited(mesh, "late", 1.0)
     await trio.sleep(1.1)  # the centre goes by the wall clock
     assert "expired" in await refused(mesh, node, token)
 

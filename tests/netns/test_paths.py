@@ -1,7 +1,6 @@
 """Who reaches whom, and as whom: programs that know nothing of a mesh, told apart by uid, cgroup and namespace."""
 
 import itertools
-import json
 from functools import partial
 
 import pytest
@@ -97,7 +96,7 @@ async def test_to_the_unenrolled_in_plaintext(town: Town) -> None:
 
 async def test_what_goes_to_no_mesh_address_is_counted_by_the_kernel(town: Town) -> None:
     async def bypassed(name: str) -> int:
-        rows = json.loads(await town.mesh.on(town.node("one"), "capture", "status", "-o", "json"))["rows"]
+        rows = (await town.mesh.ask(town.node("one"), "capture"))["rows"]
         return sum(row.get("bypassed", 0) for row in rows if row["workload"] == f"shop/{name}")
 
     place = Place(town.far.namespace)

@@ -191,7 +191,7 @@ async def test_the_rescue_line_works_without_us(town: Town) -> None:
 
 async def test_unenrolling_ends_capture_and_enrolling_begins_it_within_a_second(town: Town) -> None:
     async with db_serves(town) as (served, sniffer):
-        await town.mesh.label("shop/web", "mesh-")
+        await town.mesh.label("shop/web", mesh=None)
         sniffer.restart(MARKER)
         assert await carried(town)
         sniffer.drain()

@@ -160,7 +160,7 @@ async def test_two_hundred_streams_share_one_tunnel(town: Town) -> None:
         with trio.fail_after(30):
             await together.wait()
     assert sorted(answers) == sorted(b"%d" % n for n in range(count))
-    tunnels = (await town.mesh.table(town.node("one"), "tunnels"))["rows"]
+    tunnels = (await town.mesh.ask(town.node("one"), "tunnels"))["rows"]
     ours = [
         t
         for t in tunnels
