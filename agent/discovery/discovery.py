@@ -10,9 +10,8 @@ from agent.answers import DiscoveredAnswer, DiscoveredRow
 from agent.discovery.found import SOURCES, Found, Seen, Source
 from agent.discovery.listening import Listening
 from agent.discovery.merge import Merged, merge
-from agent.discovery.registration import Registration
+from agent.discovery.registration import Registrar, Registration
 from agent.snapshot import Snapshot
-from ca.client import Client
 from ca.resources.metadata import Key
 from ca.resources.workload import Workload
 
@@ -31,7 +30,7 @@ class Discovery:
         self,
         node: str,
         sources: Iterable[Source],
-        client: Callable[[], Client],
+        client: Callable[[], Registrar],
         changed: Callable[[], None],
         never: frozenset[int] = frozenset(),
         linger: float = 60.0,

@@ -8,14 +8,15 @@ or taken. Between two reports there is a pause, after one that failed a longer o
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import structlog
 import trio
 
 from agent.snapshot import Snapshot
-from ca.client import Client, ClientError
-from ca.contract import FoundRequest, ResourceName
+from ca.client import ClientError
+from ca.contract import FoundRequest, FoundResponse, ResourceName
 from ca.resources.kinds import encode
 from ca.resources.metadata import Key
 from ca.resources.node import Discovery
@@ -42,11 +43,17 @@ class Answered:
     rights: Discovery | None
 
 
+class Registrar(Protocol):
+    """The centre as far as it is asked here; ClientError when it does not answer."""
+
+    async def found(self, request: FoundRequest) -> FoundResponse: ...
+
+
 class Registration:
     """`client` gives one with the node's present certificate; `changed` is called when `answered` or `problem` has
     changed."""
 
-    def __init__(self, client: Callable[[], Client], changed: Callable[[], None]) -> None:
+    def __init__(self, client: Callable[[], Registrar], changed: Callable[[], None]) -> None:
         self.answered: Answered | None = None
         self.problem = ""
         self._client, self._changed = client, changed

@@ -7,6 +7,7 @@ at once.
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ import structlog
 import trio
 
 from agent.node.view import Change, Intake
-from ca.client import Client, ClientError, Timed, boot_time
+from ca.client import ClientError, Timed, boot_time
 from ca.contract import (
     CENTRE_FRAMES,
     NODE_FRAMES,
@@ -52,6 +53,12 @@ class Link(Protocol):
     async def receive(self) -> CENTRE_FRAMES: ...
 
 
+class Sessions(Protocol):
+    """The centre as far as it is called here."""
+
+    def session(self) -> AbstractAsyncContextManager[Link]: ...
+
+
 class Centre:
     """`client` gives one with the node's present certificate. `took` gets each new view, `trusted` new roots, and
     `answer` the questions (topic, JSON) -> JSON; it raises Unanswered. `met` is called when a session begins; `timed`
@@ -59,7 +66,7 @@ class Centre:
 
     def __init__(
         self,
-        client: Callable[[], Client],
+        client: Callable[[], Sessions],
         intake: Intake,
         version: str,
         *,

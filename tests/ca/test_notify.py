@@ -23,11 +23,14 @@ def test_the_state_arrives(manager: socket.socket) -> None:
     assert manager.recv(100) == b"READY=1"
 
 
-def test_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+def test_nobody_asked(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET")
     notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/notify")
     notify("READY=1")
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(100)
 
 
 async def test_the_watchdog_hears_from_us_twice_a_period(

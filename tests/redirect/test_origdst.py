@@ -60,8 +60,9 @@ def test_an_ipv6_listener_leaves_ipv4_alone(netns: str) -> None:
     def both() -> tuple[socket.socket, socket.socket]:
         return listener(socket.AF_INET6, "::", 15006), listener(socket.AF_INET, "0.0.0.0", 15006)
 
-    for sock in in_namespace(netns, both):
-        sock.close()
+    six, four = in_namespace(netns, both)
+    with six, four:
+        assert (six.getsockname()[:2], four.getsockname()) == (("::", 15006), ("0.0.0.0", 15006))
 
 
 def test_a_taken_port_says_who_to_ask(netns: str) -> None:

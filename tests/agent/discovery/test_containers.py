@@ -142,6 +142,7 @@ async def test_the_engine_restarts(engine: Podman, watching: Watching) -> None:
     await trio.to_thread.run_sync(lambda: engine.run("lives", "--network=none", labels="a=b"))
     await trio.to_thread.run_sync(lambda: engine.run("dies", "--network=none", labels="a=b"))
     await watching.wait(lambda: {"lives", "dies"} <= set(watching.found), 5)
+    before = watching.found["lives"]
     await trio.to_thread.run_sync(engine.rest)
     await watching.wait(lambda: not watching.seen.whole, 2)
     await of_engine(engine, "rm", "--force", "--time", "0", "dies")
@@ -149,6 +150,7 @@ async def test_the_engine_restarts(engine: Podman, watching: Watching) -> None:
     await trio.to_thread.run_sync(lambda: engine.run("new", "--network=none", labels="a=b"))
     await trio.to_thread.run_sync(engine.serve)
     await watching.wait(lambda: set(watching.found) == {"lives", "new"} and watching.seen.whole, 3)
+    assert (watching.found["lives"], watching.seen.problems) == (before, ())
     for name in ("lives", "new"):
         await of_engine(engine, "rm", "--force", "--time", "0", name)
 

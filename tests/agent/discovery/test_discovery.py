@@ -10,6 +10,7 @@ import trio.testing
 from agent.discovery import listening
 from agent.discovery.discovery import Discovery
 from agent.discovery.found import SOURCES, Found, Publish, Seen
+from agent.discovery.registration import Registrar
 from ca.client import ClientError
 from ca.contract import FoundRequest, FoundResponse
 from ca.resources.metadata import Key
@@ -59,10 +60,10 @@ class Away:
 
 
 class Rig:
-    def __init__(self, client: Callable[[], object]) -> None:
+    def __init__(self, client: Callable[[], Registrar]) -> None:
         self.files, self.users = Scripted("files"), Scripted("users")
         self.news = trio.Event()
-        self.discovery = Discovery("n1", (self.files, self.users), client, self._changed)  # type: ignore[arg-type]
+        self.discovery = Discovery("n1", (self.files, self.users), client, self._changed)
 
     def _changed(self) -> None:
         self.news.set()

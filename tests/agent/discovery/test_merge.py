@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from agent.discovery.found import Found, Seen
@@ -40,18 +43,18 @@ def test_the_first_source_goes_first(one: Found, other: Found, why: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("fields", "why"),
+    ("unsound", "why"),
     [
-        ({"namespace": ""}, "it has no namespace"),
-        ({"service_account": ""}, "it has no serviceAccount"),
-        ({"name": "A"}, "name 'A' is not a name"),
-        ({"ports": (22,)}, "port 22 is never captured"),
-        ({"ports": (70000,)}, "Expected `int` <= 65535"),
-        ({"match": Match(uid=2**32)}, "Expected `int` <= 4294967294"),
-        ({"labels": {"a b": "c"}}, "label key 'a b'"),
+        (lambda f: replace(f, namespace=""), "it has no namespace"),
+        (lambda f: replace(f, service_account=""), "it has no serviceAccount"),
+        (lambda f: replace(f, name="A"), "name 'A' is not a name"),
+        (lambda f: replace(f, ports=(22,)), "port 22 is never captured"),
+        (lambda f: replace(f, ports=(70000,)), "Expected `int` <= 65535"),
+        (lambda f: replace(f, match=Match(uid=2**32)), "Expected `int` <= 4294967294"),
+        (lambda f: replace(f, labels={"a b": "c"}), "label key 'a b'"),
     ],
 )
-def test_what_could_be_no_workload_is_not_found(fields: dict[str, object], why: str) -> None:
-    sound = {"namespace": "shop", "name": "a", "service_account": "web", "match": Match(uid=1)}
+def test_what_could_be_no_workload_is_not_found(unsound: Callable[[Found], Found], why: str) -> None:
+    sound = Found("files", "x", "shop", "a", "web", Match(uid=1))
     with pytest.raises(ValueError, match=why):
-        Found("files", "x", **{**sound, **fields})  # type: ignore[arg-type]
+        unsound(sound)

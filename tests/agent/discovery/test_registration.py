@@ -44,7 +44,7 @@ class Centre:
 class Rig:
     def __init__(self) -> None:
         self.centre = Centre()
-        self.registration = Registration(lambda: self.centre, lambda: None)  # type: ignore[arg-type, return-value]
+        self.registration = Registration(lambda: self.centre, lambda: None)
         self.snapshot = Snapshot("n1")
 
     async def want(self, *workloads: Workload) -> None:

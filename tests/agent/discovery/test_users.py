@@ -97,23 +97,26 @@ async def test_changes_of_the_file_and_of_the_users_are_seen(tmp_path: Path, mon
     send, receive = trio.open_memory_channel[Seen](100)
     file = tmp_path / "culvert" / "users.toml"
 
-    async def uids(*wanted: int) -> None:
-        with trio.fail_after(3):
+    async def uids(*wanted: int) -> bool:
+        """Whether these are seen soon."""
+        with trio.move_on_after(3):
             while [f.match.uid for f in (await receive.receive()).found] != list(wanted):
                 pass
+            return True
+        return False
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Users(file, "n1").run, send.send_nowait)
-        await uids()
+        assert await uids()
         file.parent.mkdir()
         file.write_text("[root]\n[later]\n")
-        await uids(0)
+        assert await uids(0)
         new = passwd.with_suffix(".new")
         new.write_text(passwd.read_text() + "later:x:7:7::/:/bin/sh\n")
         await trio.to_thread.run_sync(lambda: subprocess.run(["mv", new, passwd], check=True))
-        await uids(0, 7)
+        assert await uids(0, 7)
         file.write_text("[later]\n")
-        await uids(7)
+        assert await uids(7)
         file.unlink()
-        await uids()
+        assert await uids()
         nursery.cancel_scope.cancel()

@@ -64,7 +64,7 @@ class Node:
         self.roots: list[bytes] = []
         self.met = 0
         self.centre = Centre(
-            lambda: self.client,  # type: ignore[arg-type, return-value]
+            lambda: self.client,
             Intake(start),
             "1.2.3",
             took=self._took,

@@ -212,9 +212,11 @@ async def test_one_that_lets_messages_pile_up_is_killed(made, nursery, monkeypat
     await nursery.start(n.workers.run, 1)
     await n.until(lambda: n.workers.ready)
     os.kill(n.workers.pids[0], signal.SIGSTOP)
-    for _ in range(200):
-        n.workers.trust(bytes(1 << 16))
-    await n.until(lambda: n.workers.restarts == 1)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(200):
+            n.workers.trust(bytes(1 << 16))
+        await n.until(lambda: n.workers.restarts == 1)
+    assert "hung and was killed" in next(e["how"] for e in logs if e["event"] == "worker-died")
     nursery.cancel_scope.cancel()
 
 
