@@ -16,4 +16,5 @@ workers, child                the other processes: all, and one
 admin, topics                 the admin socket, and what is answered there
 timekeeping, unattended,      what is watched: clocks, what passed without an agent, what the mesh does not carry,
 unmeshed, earlier, cutting    connections from before enrolment
+notices                       what is told in the log unasked
 """

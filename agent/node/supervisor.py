@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import TypeVar
 
 import structlog
 import trio
@@ -21,23 +20,20 @@ from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.discovery.wanted import sources
 from agent.leaf import Leaf
-from agent.node import unmeshed
+from agent.node import notices, unmeshed
 from agent.node.activation import Activation
 from agent.node.admin import Admin, AdminError, admin_socket
 from agent.node.base import INBOUND_PORT, base
 from agent.node.capture import Capture, StartError
 from agent.node.centre import Centre, Unanswered
 from agent.node.exempt import Exemptions
-from agent.node.expiry import Told
 from agent.node.files import StateError
-from agent.node.issuance import Issuance, kept
+from agent.node.issuance import Issuance
 from agent.node.orders import Orders
 from agent.node.seal import find as find_seal
 from agent.node.state import Membership, State
-from agent.node.switch import boot_id
 from agent.node.timekeeping import keep_time
 from agent.node.topics import Topics
-from agent.node.unattended import untold
 from agent.node.view import Change, Intake, MeshView
 from agent.node.workers import Workers
 from agent.settings import AccountError, AgentSettings, endpoint, worker_account
@@ -46,7 +42,6 @@ from agent.telemetry.access_log import AccessLog
 from agent.telemetry.ledger import Ledger
 from agent.telemetry.sink import Sink
 from ca.client import boot_time
-from ca.lifetimes import Standing
 from ca.notify import keep_watchdog, notify
 from ca.pages import Page, open_listener, serve_pages
 from ca.resources.workload import NEVER_CAPTURED
@@ -55,10 +50,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 FIRST_VIEW = 10.0
 """Seconds that a node which knows nothing yet waits for its first view before it says it has started."""
-_T = TypeVar("_T")
-
-EXPIRY_LOOK = 15.0
-"""Seconds between looks for certificates that are late, and at what else is told of the node itself."""
 
 FAREWELL = 2.0
 """Seconds beyond the drain until stragglers are killed."""
@@ -238,12 +229,11 @@ class Supervisor:
         nursery.start_soon(self.centre.run)
         nursery.start_soon(self.discovery.run)
         nursery.start_soon(self._keep_time)
-        nursery.start_soon(self._tell_expiry)
+        nursery.start_soon(notices.endings, self.topics, self._noticed)
         nursery.start_soon(unmeshed.summarise, self.capture.counters)
         nursery.start_soon(self._say_ready)
         nursery.start_soon(keep_watchdog)
-        nursery.start_soon(self._report_preconditions)
-        nursery.start_soon(self._report_passed)
+        nursery.start_soon(notices.passed, self.activation.first, self.state, self.capture)
         log.info("started", node=self.membership.node, version=self._version, pid=os.getpid())
 
     def stop(self, drain: float | None = None) -> None:
@@ -283,21 +273,11 @@ class Supervisor:
             bound=self.settings.max_skew,
         )
 
-    async def _tell_expiry(self) -> None:
-        told = Told()
-        while True:
-            for alarm in told.news(self.topics.alarms(), time.time()):
-                tell = log.error if alarm.standing is Standing.ENDED else log.warning
-                tell("expiry", about=alarm.text)
-            if (problems := tuple(self.topics.own_problems())) != self._own_problems:
-                self._own_problems = problems
-                self._reported()
-            await trio.sleep(EXPIRY_LOOK)
-
     async def _say_ready(self) -> None:
         with trio.move_on_after(FIRST_VIEW):
             await self.activation.first.wait()
         notify("READY=1")
+        await notices.preconditions(self._check)
 
     async def _check(self) -> CheckAnswer:
         node = Node(
@@ -315,25 +295,6 @@ class Supervisor:
         )
         return CheckAnswer(await trio.to_thread.run_sync(look, self.settings, node))
 
-    async def _report_preconditions(self) -> None:
-        """What does not hold, once: the rest of the agent works where it can."""
-        with trio.move_on_after(FIRST_VIEW):
-            await self.activation.first.wait()
-        for finding in (await self._check()).findings:
-            if finding.state == "fail":
-                log.error("precondition-failed", check=finding.name, cause=finding.text, remedy=finding.remedy)
-            elif finding.state == "warn":
-                log.warning("precondition-doubtful", check=finding.name, cause=finding.text, remedy=finding.remedy)
-
-    async def _report_passed(self) -> None:
-        """What went by in clear while we were away, where that is allowed."""
-        await self.activation.first.wait()
-        fresh, told = untold(self.state.told(), boot_id(), await self.capture.counters())
-        for workload, connections in fresh.items():
-            log.warning("passed-while-away", workload=workload, connections=connections)
-        if fresh:
-            await kept(self.state.save_told, told)
-
     # ---- the centre
 
     def _woke(self, slept: float) -> None:
@@ -348,6 +309,10 @@ class Supervisor:
     def _met(self) -> None:
         self.issuance.kick()
         self.discovery.registration.met()
+
+    def _noticed(self, problems: tuple[str, ...]) -> None:
+        self._own_problems = problems
+        self._reported()
 
     def _reported(self) -> None:
         problems = (*self._own_problems, *self.activation.problems, *self.discovery.problems)
