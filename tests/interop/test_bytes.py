@@ -1,16 +1,15 @@
 """What a connection keeps of itself between Envoy and us: bytes, order, ends, resets."""
 
-import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
 from agent.connections import Verdict
 from tests.interop.scene import DOMAIN, Lane, Scene, identity
-from tests.netns import traffic
+from tests.netns import talks, traffic
 
 MEGABYTE = 10**6
 BOTH = pytest.mark.parametrize("name", ["us plain", "envoy plain"])
@@ -65,36 +64,12 @@ async def test_we_call_envoy(scene: Scene) -> None:
 @pytest.mark.parametrize("name", ["us plain", "us small", "envoy plain", "envoy small"])
 async def test_a_hundred_megabytes_each_way(scene: Scene, name: str) -> None:
     """`small`: Envoy's windows, of streams and of the connection, are the protocol's 64 KiB."""
-    size = 100 * MEGABYTE
-    async with conversation(scene.lane(name), traffic.pour(size)) as stream:
-        sent = await traffic.send_pattern(stream, size)
-        await stream.send_eof()
-        seen = await traffic.read_exactly(stream, 40)
-        received = await traffic.drain(stream)
-    assert seen == sent + size.to_bytes(8)
-    assert received == (sent, size)
+    await talks.each_way(partial(conversation, scene.lane(name)), 100 * MEGABYTE)
 
 
 @pytest.mark.parametrize("name", ["us plain", "us small", "envoy plain", "envoy small"])
 async def test_both_ways_at_once(scene: Scene, name: str) -> None:
-    size = 20 * MEGABYTE
-    there: list[tuple[bytes, int]] = []
-
-    async def send(stream: trio.SocketStream) -> None:
-        await traffic.send_pattern(stream, size)
-        await stream.send_eof()
-
-    async def both(stream: trio.SocketStream) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(traffic.send_pattern, stream, size)
-            there.append(await traffic.drain(stream))
-        await stream.send_eof()
-
-    async with conversation(scene.lane(name), both) as stream, trio.open_nursery() as nursery:
-        nursery.start_soon(send, stream)
-        here = await traffic.drain(stream)
-    assert here == there[0]
-    assert here[1] == size
+    await talks.both_ways_at_once(partial(conversation, scene.lane(name)), 20 * MEGABYTE)
 
 
 @BOTH
@@ -213,27 +188,12 @@ async def test_what_envoy_cuts_off_is_never_a_clean_end(scene: Scene) -> None:
 async def test_a_reset_by_the_caller(scene: Scene, name: str) -> None:
     """It arrives as one through us. Envoy makes a clean end of it, whatever the code of our RST_STREAM."""
     lane = scene.lane(name)
-    ends: list[BaseException | bytes | None] = []
-    done = trio.Event()
-
-    async def listen(stream: trio.SocketStream) -> None:
-        try:
-            await stream.send_all(b"hello")
-            ends.append(await traffic.read_all(stream))
-        except trio.BrokenResourceError as error:
-            ends.append(error.__cause__)
-        done.set()
-
-    with trio.fail_after(10):
-        async with traffic.serving(lane.server, lane.served_address, lane.served_port, listen):
-            stream = await traffic.dial(lane.caller, lane.address, lane.port)
-            assert await traffic.read_exactly(stream, 5) == b"hello"
-            _reset(stream)
-            await done.wait()
+    to, at = (lane.address, lane.port), (lane.served_address, lane.served_port)
+    end = await talks.reset_by_the_caller(lane.caller, to, lane.server, at)
     if name == "us plain":
-        assert isinstance(ends[0], ConnectionResetError), ends
+        assert isinstance(end, ConnectionResetError)
     else:
-        assert ends == [b""]
+        assert end == b""
     record = await scene.worker.record(lane.served_port)
     assert "reset" in record.reason
 
@@ -241,20 +201,6 @@ async def test_a_reset_by_the_caller(scene: Scene, name: str) -> None:
 @BOTH
 async def test_a_reset_by_the_server_arrives_as_a_reset(scene: Scene, name: str) -> None:
     lane = scene.lane(name)
-
-    async def reset(stream: trio.SocketStream) -> None:
-        await traffic.read_exactly(stream, 5)
-        _reset(stream)
-
-    async with conversation(lane, reset) as stream:
-        await stream.send_all(b"hello")
-        with pytest.raises(trio.BrokenResourceError) as caught:
-            await traffic.read_all(stream)
-    assert isinstance(caught.value.__cause__, ConnectionResetError)
+    await talks.reset_by_the_server(partial(conversation, lane))
     record = await scene.worker.record(lane.served_port)
     assert "reset" in record.reason
-
-
-def _reset(stream: trio.SocketStream) -> None:
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    stream.socket.close()

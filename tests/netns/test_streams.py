@@ -1,16 +1,15 @@
 """What a carried connection keeps of a TCP connection: bytes, order, ends, resets, pressure; and what it costs."""
 
-import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from agent.lab.process import eventually
-from tests.netns import traffic
+from tests.netns import talks, traffic
 from tests.netns.town import Town
 
 WORKERS = 1
@@ -22,38 +21,13 @@ MEGABYTE = 10**6
 @pytest.mark.parametrize("caller", ["web", "front"])
 @pytest.mark.parametrize("server", ["db", "store"])
 async def test_a_hundred_megabytes_each_way(town: Town, caller: str, server: str) -> None:
-    size = 100 * MEGABYTE
     with trio.fail_after(100):
-        async with town.conversation(caller, server, traffic.pour(size)) as stream:
-            sent = await traffic.send_pattern(stream, size)
-            await stream.send_eof()
-            seen = await traffic.read_exactly(stream, 40)
-            received = await traffic.drain(stream)
-    assert seen == sent + size.to_bytes(8)
-    assert received == (sent, size)
+        await talks.each_way(partial(town.conversation, caller, server), 100 * MEGABYTE)
 
 
 async def test_both_ways_at_once(town: Town) -> None:
-    size = 30 * MEGABYTE
-    there: list[tuple[bytes, int]] = []
-
-    async def both(stream: trio.SocketStream) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(traffic.send_pattern, stream, size)
-            there.append(await traffic.drain(stream))
-        await stream.send_eof()
-
     with trio.fail_after(60):
-        async with town.conversation("web", "db", both) as stream, trio.open_nursery() as nursery:
-
-            async def send() -> None:
-                await traffic.send_pattern(stream, size)
-                await stream.send_eof()
-
-            nursery.start_soon(send)
-            here = await traffic.drain(stream)
-    assert here == there[0]
-    assert here[1] == size
+        await talks.both_ways_at_once(partial(town.conversation, "web", "db"), 30 * MEGABYTE)
 
 
 async def test_the_caller_ends_first_and_still_hears_the_answer(town: Town) -> None:
@@ -89,37 +63,12 @@ async def test_the_server_ends_first_and_still_hears_the_rest(town: Town) -> Non
 
 async def test_a_reset_by_the_caller_arrives_as_a_reset(town: Town) -> None:
     db = town["db"]
-    ends: list[BaseException | bytes | None] = []
-    done = trio.Event()
-
-    async def listen(stream: trio.SocketStream) -> None:
-        try:
-            await stream.send_all(b"hello")
-            ends.append(await traffic.read_all(stream))
-        except trio.BrokenResourceError as error:
-            ends.append(error.__cause__)
-        done.set()
-
-    with trio.fail_after(10):
-        async with traffic.serving(db.server, db.address, db.port, listen):
-            stream = await traffic.dial(town["web"].place, db.address, db.port)
-            assert await traffic.read_exactly(stream, 5) == b"hello"
-            _reset(stream)
-            await done.wait()
-    assert isinstance(ends[0], ConnectionResetError), ends
+    at = db.address, db.port
+    assert isinstance(await talks.reset_by_the_caller(town["web"].place, at, db.server, at), ConnectionResetError)
 
 
 async def test_a_reset_by_the_server_arrives_as_a_reset(town: Town) -> None:
-
-    async def reset(stream: trio.SocketStream) -> None:
-        await traffic.read_exactly(stream, 5)
-        _reset(stream)
-
-    async with town.conversation("web", "db", reset) as stream:
-        await stream.send_all(b"hello")
-        with pytest.raises(trio.BrokenResourceError) as caught:
-            await traffic.read_all(stream)
-    assert isinstance(caught.value.__cause__, ConnectionResetError)
+    await talks.reset_by_the_server(partial(town.conversation, "web", "db"))
 
 
 async def test_nobody_listening_is_a_reset_with_a_reason(town: Town) -> None:
@@ -128,11 +77,6 @@ async def test_nobody_listening_is_a_reset_with_a_reason(town: Town) -> None:
     assert await traffic.refused(town["web"].place, db.address, db.port)
     record = await town.record("one", destination__workload="shop/db", verdict="failed")
     assert record["reason"]
-
-
-def _reset(stream: trio.SocketStream) -> None:
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    stream.socket.close()
 
 
 async def test_two_hundred_streams_share_one_tunnel(town: Town) -> None:
