@@ -3,12 +3,14 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 
+from tests.cgroups import own_slice
 from tests.netns.town import Town
 from tests.netns.town import town as running_town
+from tests.netns.unit import Unit, open_unit
 
 
 def why_not() -> str:
@@ -35,6 +37,20 @@ def town(request: pytest.FixtureRequest) -> Iterator[Town]:
     """One town for all tests of a module; each leaves it as it found it. A module may set WORKERS."""
     with running_town(getattr(request.module, "WORKERS", 0)) as found:
         yield found
+
+
+@pytest.fixture
+def parent() -> Iterator[str]:
+    """The name of a cgroup for units to come and go in."""
+    with own_slice() as path:
+        yield path.name
+
+
+@pytest.fixture
+async def unit(parent: str) -> AsyncIterator[Unit]:
+    """A unit below `parent`, enrolled, and the server that it calls."""
+    async with open_unit(parent) as made:
+        yield made
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,7 +15,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).parents[2]
+_UNITS = "/etc/systemd/system"
 
 _START = r"""
 set -e
@@ -67,6 +70,23 @@ class Container:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
         target.chmod(mode)
+
+    def install(self, *units: str, **texts: str) -> None:
+        """Put in these units of the project, its users, and services of the test's own: name=text."""
+        for name in units:
+            self.write(f"{_UNITS}/{name}", (SOURCE / "systemd" / name).read_text())
+        self.write("/usr/lib/sysusers.d/culvert.conf", (SOURCE / "systemd" / "culvert.sysusers.conf").read_text())
+        for name, text in texts.items():
+            self.write(f"{_UNITS}/{name}.service", text)
+
+    def boot_or_skip(self, script: str) -> Path:
+        """`boot`, and show what was said; -> `out`. The test is skipped where nothing can be booted."""
+        try:
+            self.boot(script)
+        except Unbootable as error:
+            pytest.skip(str(error))
+        print((self.out / "log").read_text(), (self.out / "journal").read_text())
+        return self.out
 
     def boot(self, script: str) -> int:
         """Boot, run `script`, power off; the script's exit status. What it printed is in out/log. Unbootable when it

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.container import SOURCE, Container, Unbootable, why_not
+from tests.netns.container import Container, why_not
 
 WEB = """
 [Service]
@@ -185,38 +185,22 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Booted:
     if reason := why_not():
         pytest.skip(reason)
     container = Container(tmp_path_factory.mktemp("boot"))
-    for name in ("culvert-agent.service", "culvert-central.service"):
-        container.write(f"/etc/systemd/system/{name}", (SOURCE / "systemd" / name).read_text())
-    container.write("/usr/lib/sysusers.d/culvert.conf", (SOURCE / "systemd" / "culvert.sysusers.conf").read_text())
-    container.write("/etc/systemd/system/web.service", WEB)
+    container.install("culvert-agent.service", "culvert-central.service", web=WEB)
     container.write("/mesh.yaml", MESH)
     container.write("/late.yaml", LATE)
-    try:
-        container.boot(SCRIPT)
-    except Unbootable as error:
-        pytest.skip(str(error))
-    print((container.out / "log").read_text(), (container.out / "journal").read_text())
-    return Booted(container.out)
+    return Booted(container.boot_or_skip(SCRIPT))
 
 
 @pytest.fixture(scope="module")
 def rebooted(booted: Booted, tmp_path_factory: pytest.TempPathFactory) -> Booted:
     """A second boot, with what the first left on disk while its agent was stopped."""
     container = Container(tmp_path_factory.mktemp("reboot"))
-    for name in ("culvert-agent.service", "culvert-guard.service"):
-        container.write(f"/etc/systemd/system/{name}", (SOURCE / "systemd" / name).read_text())
-    container.write("/usr/lib/sysusers.d/culvert.conf", (SOURCE / "systemd" / "culvert.sysusers.conf").read_text())
-    container.write("/etc/systemd/system/unit.service", UNIT)
+    container.install("culvert-agent.service", "culvert-guard.service", unit=UNIT)
     wants = container.files / "etc/systemd/system/sysinit.target.wants"
     wants.mkdir(parents=True)
     (wants / "culvert-guard.service").symlink_to("/etc/systemd/system/culvert-guard.service")
     shutil.copytree(booted.out / "state", container.files / "var/lib/culvert/agent")
-    try:
-        container.boot(REBOOT)
-    except Unbootable as error:
-        pytest.skip(str(error))
-    print((container.out / "log").read_text(), (container.out / "journal").read_text())
-    return Booted(container.out)
+    return Booted(container.boot_or_skip(REBOOT))
 
 
 def test_a_machine_that_has_not_joined_boots_without_us(booted: Booted) -> None:

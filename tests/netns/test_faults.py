@@ -65,6 +65,7 @@ async def _answers(stream: trio.SocketStream) -> bool:
         return False
 
 
+@pytest.mark.alone
 async def test_nothing_leaks_while_a_worker_is_replaced(town: Town) -> None:
     db = town["db"]
     outcomes: Counter[str] = Counter()

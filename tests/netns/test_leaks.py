@@ -4,7 +4,6 @@ happen, and the link is read. What it says is seen by nobody; with capture off t
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
@@ -13,19 +12,7 @@ import trio
 from agent.lab import programs
 from agent.lab.place import Place
 from tests.netns.node import WEB, workload
-from tests.netns.unit import MARKER, Storm, Unit, open_unit, slice_for_units
-
-
-@pytest.fixture
-def parent() -> Iterator[str]:
-    with slice_for_units() as name:
-        yield name
-
-
-@pytest.fixture
-async def unit(parent: str) -> AsyncIterator[Unit]:
-    async with open_unit(parent) as made:
-        yield made
+from tests.netns.unit import MARKER, Storm, Unit
 
 
 async def worker(unit: Unit) -> int:

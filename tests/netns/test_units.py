@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.container import SOURCE, Container, Unbootable, why_not
+from tests.netns.container import Container, why_not
 
 WEB = """
 [Service]
@@ -112,20 +112,12 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Booted:
     if reason := why_not():
         pytest.skip(reason)
     container = Container(tmp_path_factory.mktemp("units"), seconds=110)
-    units = "/etc/systemd/system"
-    for name in ("culvert-agent.service", "culvert-central.service"):
-        container.write(f"{units}/{name}", (SOURCE / "systemd" / name).read_text())
-    container.write("/usr/lib/sysusers.d/culvert.conf", (SOURCE / "systemd" / "culvert.sysusers.conf").read_text())
-    for name, text in (("web.service", WEB), ("plain.service", PLAIN), ("app@.service", TEMPLATE)):
-        container.write(f"{units}/{name}", text)
+    container.install(
+        "culvert-agent.service", "culvert-central.service", **{"web": WEB, "plain": PLAIN, "app@": TEMPLATE}
+    )
     container.write("/drop-in", DROP_IN)
     container.write("/caller.yaml", CALLER)
-    try:
-        container.boot(SCRIPT)
-    except Unbootable as error:
-        pytest.skip(str(error))
-    print((container.out / "log").read_text(), (container.out / "journal").read_text())
-    return Booted(container.out)
+    return Booted(container.boot_or_skip(SCRIPT))
 
 
 def test_a_unit_is_registered_before_it_runs(booted: Booted) -> None:

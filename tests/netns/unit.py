@@ -1,13 +1,10 @@
 """A workload in a cgroup of its own that dials without a pause, the server it calls, and an ear on the wire."""
 
 import json
-import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from agent.lab import programs
 from agent.lab.leaks import Leaks
@@ -109,23 +106,6 @@ def _last(output: str) -> dict[str, Any]:
 def _dials(leaks: Leaks) -> int:
     """Connections to the server that were opened on the wire, outside of tunnels."""
     return sum(flow[3] == PORT for flow in leaks.opened)
-
-
-@contextmanager
-def slice_for_units() -> Iterator[str]:
-    """The name of a cgroup for units to come and go in."""
-    root = mount_point()
-    name = f"culvert-units-{os.getpid()}.slice"
-    if root is None or not os.access(root, os.W_OK):
-        pytest.skip(f"mkdir {root}/{name}: no cgroup v2 that is ours to write")
-    directory = Path(root, name)
-    directory.mkdir()
-    try:
-        yield name
-    finally:
-        for inner in (*directory.iterdir(), directory):
-            if inner.is_dir():
-                inner.rmdir()
 
 
 @asynccontextmanager

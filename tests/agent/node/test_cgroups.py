@@ -1,25 +1,7 @@
-import os
-from pathlib import Path
-
 import pytest
 import trio
 
 from agent.node.cgroups import Cgroups
-from redirect.cgroup import mount_point
-
-
-@pytest.fixture
-def slice_():
-    root = mount_point()
-    path = Path(root or "/nonexistent", f"culvert-test-{os.getpid()}.slice")
-    try:
-        path.mkdir()
-    except OSError as error:
-        pytest.skip(f"mkdir {path}: {error.strerror}")
-    yield path
-    for folder in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
-        folder.rmdir()
-    path.rmdir()
 
 
 @pytest.fixture

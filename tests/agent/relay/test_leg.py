@@ -10,6 +10,7 @@ import trio
 from agent.connections import Verdict
 from agent.relay.leg import EARLY
 from agent.tunnel import frames
+from tests.agent.relay import talks
 from tests.agent.relay.rig import receive, receive_all, reset, rig, send, soon
 
 BULK = bytes(range(256)) * 4096 * 3
@@ -22,10 +23,7 @@ async def test_there_and_back():
         assert await receive(conn.far, 5) == b"hello"
         await send(conn.far, b"to you")
         assert await receive(conn.near, 6) == b"to you"
-        conn.near.shutdown(socket.SHUT_WR)
-        assert await receive_all(conn.far) == b""
-        conn.far.shutdown(socket.SHUT_WR)
-        assert await receive_all(conn.near) == b""
+        await talks.end(conn)
         await r.idle()
         (near,), (far,) = r.source.closed(), r.target.closed()
         assert (near.sent, near.received) == (far.sent, far.received) == (5, 6)
@@ -42,30 +40,12 @@ async def test_the_server_speaks_first():
 @pytest.mark.parametrize("first", ["near", "far"])
 async def test_half_close_first_then_bulk_the_other_way(first):
     async with rig() as r:
-        conn = await r.connect()
-        one, other = (conn.near, conn.far) if first == "near" else (conn.far, conn.near)
-        await send(one, b"that was all")
-        one.shutdown(socket.SHUT_WR)
-        assert await receive_all(other) == b"that was all"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, other, BULK)
-            assert await receive(one, len(BULK)) == BULK
-        other.shutdown(socket.SHUT_WR)
-        assert await receive_all(one) == b""
+        await talks.half_close_then_bulk(await r.connect(), first, BULK)
 
 
 async def test_bulk_both_ways_at_once():
     async with rig() as r:
-        conn = await r.connect()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, conn.near, BULK)
-            nursery.start_soon(send, conn.far, BULK[::-1])
-
-            async def check() -> None:
-                assert await receive(conn.near, len(BULK)) == BULK[::-1]
-
-            nursery.start_soon(check)
-            assert await receive(conn.far, len(BULK)) == BULK
+        await talks.both_ways_at_once(await r.connect(), BULK)
 
 
 @pytest.mark.parametrize("who", ["near", "far"])

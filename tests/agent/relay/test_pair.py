@@ -13,6 +13,7 @@ from agent.connections import Direction, Party, Security, Verdict
 from agent.relay.loop import Relay
 from agent.relay.pair import Pair
 from agent.relay.pipes import Pipes
+from tests.agent.relay import talks
 from tests.agent.relay.rig import Conn, News, _Waiting, descriptors, receive, receive_all, reset, send, soon, wire
 from tests.agent.relay.test_plans import PLANS, Talk, carry_out
 
@@ -111,21 +112,10 @@ async def test_plans(plans):
 async def test_bulk_both_ways_through_pipes(slow):
     async with joints() as j:
         conn = await j.connect(sndbuf=slow)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, conn.near, BULK)
-            nursery.start_soon(send, conn.far, BULK[::-1])
-
-            async def check() -> None:
-                assert await receive(conn.near, len(BULK)) == BULK[::-1]
-
-            nursery.start_soon(check)
-            assert await receive(conn.far, len(BULK)) == BULK
+        await talks.both_ways_at_once(conn, BULK)
         await send(conn.near, b"and small again")
         assert await receive(conn.far, 15) == b"and small again"
-        conn.near.shutdown(socket.SHUT_WR)
-        assert await receive_all(conn.far) == b""
-        conn.far.shutdown(socket.SHUT_WR)
-        assert await receive_all(conn.near) == b""
+        await talks.end(conn)
         await j.news.until(lambda: not j.book.live)
         (record,) = j.closed()
         assert (record.sent, record.received) == (len(BULK) + 15, len(BULK))
@@ -147,16 +137,7 @@ async def test_a_reader_that_stalls_stops_its_writer_and_no_other():
 @pytest.mark.parametrize("first", ["near", "far"])
 async def test_half_close_first_then_bulk_the_other_way(first):
     async with joints() as j:
-        conn = await j.connect()
-        one, other = (conn.near, conn.far) if first == "near" else (conn.far, conn.near)
-        await send(one, b"that was all")
-        one.shutdown(socket.SHUT_WR)
-        assert await receive_all(other) == b"that was all"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, other, BULK)
-            assert await receive(one, len(BULK)) == BULK
-        other.shutdown(socket.SHUT_WR)
-        assert await receive_all(one) == b""
+        await talks.half_close_then_bulk(await j.connect(), first, BULK)
 
 
 @pytest.mark.parametrize("who", ["near", "far"])

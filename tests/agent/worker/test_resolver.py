@@ -1,8 +1,5 @@
 """Naming the caller of a connection: cgroup before address before uid, as the rules do it."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from agent.book import Book
@@ -14,7 +11,6 @@ from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.workload import Workload, WorkloadSpec
 from redirect.caller import Caller
-from redirect.cgroup import mount_point
 
 LOCAL, REMOTE = ("10.0.0.1", 40000), ("10.0.0.2", 80)
 
@@ -31,20 +27,6 @@ class Kernel:
         if self.error:
             raise self.error
         return self.answer
-
-
-@pytest.fixture
-def slice_():
-    root = mount_point()
-    path = Path(root or "/nonexistent", f"culvert-namer-{os.getpid()}.slice")
-    try:
-        path.mkdir()
-    except OSError as error:
-        pytest.skip(f"mkdir {path}: {error.strerror}")
-    yield path
-    for folder in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
-        folder.rmdir()
-    path.rmdir()
 
 
 @pytest.fixture
