@@ -8,6 +8,7 @@ channel     that machine on a socket; http: h11 on a channel
 tokens      what invites a node
 authority   who may hold which certificate
 registry    desired state and its revisions; claims: what only one may have; store: where they rest
+head        the latest of them, and how it becomes a later one
 feed        its changes as deltas that all watchers share; sessions: the watchers
 centre      every call as a method; api: who may make which; server: the tasks that serve them
 central     the centre's settings; founding: how a mesh begins

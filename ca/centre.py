@@ -1,9 +1,4 @@
-"""What the centre does: every call of the contract as a plain method, whoever asks.
-
-One change at a time: `change` works on the latest State, the store has it on disk, and only then it is answered and
-shown to the watchers. The store blocks, so its work goes to a thread; trio lets a thread finish even when the caller is
-cancelled, so a change that reached the disk always reaches the State too.
-"""
+"""What the centre does: every call of the contract as a plain method, whoever asks. Changes go through its head."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -30,11 +25,11 @@ from ca.contract import (
     TokenResponse,
 )
 from ca.duration import Duration
-from ca.feed import Feed
+from ca.head import Head
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
 from ca.lifetimes import USUAL, Thresholds
 from ca.metrics import Facts
-from ca.registry import Outcome, RegistryError, State
+from ca.registry import Outcome, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
 from ca.resources.node import Discovery, Node, NodeSpec
@@ -42,7 +37,7 @@ from ca.resources.revocation import Revocation
 from ca.resources.workload import canonical_address
 from ca.revoking import completed
 from ca.sessions import STALL, Sessions
-from ca.store import Batch, ConflictError, Store, StoredCertificate
+from ca.store import Batch, Store, StoredCertificate
 from ca.tokens import JoinToken, TokenError
 from ca.trust import Trust
 
@@ -71,17 +66,16 @@ class Centre:
         self.advertise = advertise
         self._store = store
         self._clock = clock
-        self._changing = trio.Lock()
         self._refused: dict[str, list[NotRegistered]] = {}
-        self._state = _restored(store)
-        self.trust = Trust(store, lambda: self._state, self.now, thresholds)
-        self.feed = Feed(self._state, tick)
+        self._head = Head(store, tick)
+        self.trust = Trust(store, lambda: self.state, self.now, thresholds)
+        self.feed = self._head.feed
         self.sessions = Sessions(self.feed, self.roots, clock, stall=stall)
 
     @property
     def state(self) -> State:
         """The latest State, on disk already."""
-        return self._state
+        return self._head.state
 
     @property
     def trust_domain(self) -> str:
@@ -91,7 +85,7 @@ class Centre:
     @property
     def workload_life(self) -> timedelta:
         """How long the next certificates of workloads are good for: as the mesh says, else as the centre is set."""
-        mesh = self._state.mesh
+        mesh = self.state.mesh
         said = mesh.spec.certificate_life if mesh else None
         return timedelta(seconds=Duration.read(said)) if said else self.authority.lives.workload
 
@@ -103,12 +97,12 @@ class Centre:
         """Put objects, all or none. RegistryError."""
         given = list(resources)
         wanted = await self._completed(given)
-        response = await self._changed(
+        response = await self._head.change(
             lambda state: registry.change(state, wanted, discovered.outlawed(state, wanted)), dry_run=dry_run
         )
         if wanted is not given and not dry_run and (more := await self._completed(wanted)) != wanted:
             # Signed while we revoked: on record by now, since nothing is signed for them any more.
-            await self._changed(lambda state: registry.change(state, more))
+            await self._head.change(lambda state: registry.change(state, more))
         return response
 
     async def _completed(self, resources: list[Resource]) -> list[Resource]:
@@ -127,11 +121,13 @@ class Centre:
     async def delete(self, keys: Iterable[Key]) -> ApplyResponse:
         """Delete objects, all or none. RegistryError."""
         gone = list(keys)
-        return await self._changed(lambda state: registry.change(state, [], [*gone, *discovered.orphans(state, gone)]))
+        return await self._head.change(
+            lambda state: registry.change(state, [], [*gone, *discovered.orphans(state, gone)])
+        )
 
     async def label(self, key: Key, labels: dict[str, str | None]) -> ApplyResponse:
         """Set and remove labels of one object. RegistryError."""
-        return await self._changed(lambda state: registry.label(state, key, labels))
+        return await self._head.change(lambda state: registry.label(state, key, labels))
 
     async def create_token(self, node: str, ttl: float, discovery: Discovery | None = None) -> TokenResponse:
         """A one-time token; its Node is made if there is none. With `discovery` that is what the node may register
@@ -156,7 +152,7 @@ class Centre:
             except ValueError as e:
                 raise Refused(str(e)) from e
 
-        await self._changed(invited, commit=commit, always=True)
+        await self._head.change(invited, commit=commit, always=True)
         log.info("token-made", node=node, expires=(now + ttl_s).isoformat(timespec="seconds"))
         return TokenResponse(str(made[0]), (now + ttl_s).timestamp())
 
@@ -185,7 +181,7 @@ class Centre:
             kept = msgspec.structs.replace(spec, discovery=known.spec.discovery)
             return registry.change(state, [msgspec.structs.replace(known, spec=kept)])
 
-        await self._changed(joined, commit=commit, always=True)
+        await self._head.change(joined, commit=commit, always=True)
         log.info("node-joined", node=token.node, address=request.address)
         return JoinResponse(token.node, self.trust_domain, x509.pem(*made[0]).decode(), self.roots())
 
@@ -200,10 +196,10 @@ class Centre:
         issuers = await trio.to_thread.run_sync(self.authority.issuers)
         proven = recovery.check(request, binding, issuers, self.now(), self.authority.lives.recovery)
         node = proven.node
-        if why := self._state.revoked.objection(node, proven.serial):
+        if why := self.state.revoked.objection(node, proven.serial):
             raise Refused(why)
         self._known(node)
-        known = self._state.node(node.name)
+        known = self.state.node(node.name)
         if known is None or not known.spec.address:
             raise Refused(f"node {node.name} was deleted and has not joined again: {recovery.again(node)}")
         meta = await trio.to_thread.run_sync(self._store.meta)  # long, so only for who has proven himself
@@ -219,7 +215,7 @@ class Centre:
     async def sign(self, node: NodeIdentity, csr: str) -> SignResponse:
         """A certificate for a workload of the node. Refused."""
         self._known(node)
-        state = self._state
+        state = self.state
 
         def hosted(identity: WorkloadIdentity) -> bool:
             if why := state.objection(identity):
@@ -238,7 +234,7 @@ class Centre:
             outcome, told[:] = discovered.adopt(state, node.name, request)
             return outcome
 
-        response = await self._changed(adopted)
+        response = await self._head.change(adopted)
         if told != self._refused.get(node.name, []):
             # A node asks again and again; the log hears of it once.
             self._refused[node.name] = told
@@ -263,14 +259,14 @@ class Centre:
     async def forget_revocations(self) -> list[str]:
         """Delete the revocations of certificates that have ended since, some time ago as clocks differ."""
         before = self.now() - REMEMBERED
-        ended = [k for k, r in self._state.revoked.objects.items() if r.ended is not None and r.ended < before]
+        ended = [k for k, r in self.state.revoked.objects.items() if r.ended is not None and r.ended < before]
         if ended:
             await self.delete(ended)
         return [k.name for k in ended]
 
     def list(self, kind: str, namespace: str, name: str) -> Listing:
         """The objects of a kind (all kinds if empty), narrowed by namespace and name unless those are empty."""
-        state = self._state
+        state = self.state
         if kind and kind not in KINDS:
             raise Refused(f"{kind!r} is no kind; known: {', '.join(KINDS)}")
         keys = sorted(
@@ -280,7 +276,7 @@ class Centre:
 
     def status(self) -> Status:
         """Every node and how far it is."""
-        state = self._state
+        state = self.state
         workloads = sum(len(hosted) for hosted in state.hosted.values())
         return Status(
             state.revision,
@@ -300,17 +296,17 @@ class Centre:
             len(status.nodes),
             sum(n.connected for n in status.nodes),
             status.workloads,
-            len(self._state.revoked.objects),
+            len(self.state.revoked.objects),
         )
 
     def known(self, node: NodeIdentity) -> bool:
         """Whether the mesh still has that node: a certificate outlives a deletion, and a revocation."""
-        return node.trust_domain == self.trust_domain and self._state.member(node.name)
+        return node.trust_domain == self.trust_domain and self.state.member(node.name)
 
     def objection(self, identity: Identity, serial: str = "") -> str:
         """Why nobody may speak as `identity` any more, or with the certificate of that serial; empty if somebody
         may."""
-        return self._state.objection(identity, serial)
+        return self.state.objection(identity, serial)
 
     def _trusted(self, state: State, node: str) -> None:
         try:
@@ -324,36 +320,6 @@ class Centre:
         if not self.known(node):
             raise Refused(f"node {node.name} is no part of the mesh any more: join again with a new token")
 
-    async def _changed(
-        self,
-        make: Callable[[State], Outcome],
-        *,
-        commit: Callable[[Batch], None] | None = None,
-        always: bool = False,
-        dry_run: bool = False,
-    ) -> ApplyResponse:
-        """Make one change. `commit` writes the batch, the store's own by default; with `always` it is called even for
-        an empty one."""
-        async with self._changing:
-            try:
-                outcome = make(self._state)
-                changed = [str(k) for k in (*outcome.put, *outcome.deleted)]
-                if dry_run or (outcome.batch is None and not always):
-                    return ApplyResponse(self._state.revision, changed)
-                await trio.to_thread.run_sync(commit or self._store.commit, outcome.batch or Batch())
-            except ConflictError as e:
-                # Another centre on the same store was first. What it wrote is the truth to start from.
-                self._publish(await trio.to_thread.run_sync(_restored, self._store))
-                raise RegistryError([f"{e}: somebody changed the mesh at the same moment; try again"]) from e
-            self._publish(outcome.state)
-        if changed:
-            log.info("changed", revision=outcome.state.revision, objects=changed[:20], count=len(changed))
-        return ApplyResponse(outcome.state.revision, changed)
-
-    def _publish(self, state: State) -> None:
-        self._state = state
-        self.feed.publish(state)
-
     async def _signed(self, sign: Callable[[], Chain], asker: Identity) -> SignResponse:
         chain = await trio.to_thread.run_sync(sign)
         if why := self.objection(asker):
@@ -364,10 +330,6 @@ class Centre:
     def now(self) -> datetime:
         """The time by the clock of this centre."""
         return datetime.fromtimestamp(self._clock(), UTC)
-
-
-def _restored(store: Store) -> State:
-    return registry.restore(store.meta()["incarnation"], store.contents())
 
 
 def _concerned(store: Store, revocation: Revocation) -> list[StoredCertificate]:
