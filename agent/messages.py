@@ -36,7 +36,8 @@ class Configure(ToWorker, frozen=True, tag="configure"):
     """First message. `mark` goes on every socket the worker dials with; `spoof_mark` instead where the source address
     is not the node's own (0: no rules lead the answers back, do not try). Connections may outlive the certificates of
     their tunnel by `overtime` seconds. It is one of so many `workers`, over which the kernel spreads connections, and
-    has the `row` of the tally that the first such message brings as a file descriptor (see `agent.tally`). Said again
+    has the `row` of the tally that the first such message brings as a file descriptor (see `agent.tally`). Before it
+    sleeps it may look for `busy_poll` seconds for more (see `agent.relay.busypoll`). Said again
     when the marks change; the rest then stays as it was."""
 
     node: str
@@ -48,6 +49,7 @@ class Configure(ToWorker, frozen=True, tag="configure"):
     overtime: float = 0.0
     workers: int = 1
     row: int = 0
+    busy_poll: float = 0.0
 
 
 class View(ToWorker, frozen=True, tag="view"):

@@ -96,6 +96,7 @@ class Supervisor:
             self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke()
         )
         self.workers.overtime = float(settings.overtime)
+        self.workers.busy_poll = settings.busy_poll / 1e6
         self.issuance = Issuance(
             self.state,
             self.membership,

@@ -102,6 +102,8 @@ class Workers:
         self.restarts = 0
         self.overtime = 0.0
         """Seconds that connections may outlive the certificates of their tunnel; for workers started from then on."""
+        self.busy_poll = 0.0
+        """Seconds that a worker may look for more before it sleeps; likewise."""
 
     # ---- what they know
 
@@ -262,7 +264,16 @@ class Workers:
         uid, gid = self._account
         spoof = self._marks.spoof if self._borrowing else 0
         return Configure(
-            self._node, child.number, self._marks.agent, spoof, uid, gid, self.overtime, self._count, child.slot
+            self._node,
+            child.number,
+            self._marks.agent,
+            spoof,
+            uid,
+            gid,
+            self.overtime,
+            self._count,
+            child.slot,
+            self.busy_poll,
         )
 
     def _hand_over(self, child: Child) -> None:

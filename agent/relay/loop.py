@@ -22,6 +22,7 @@ from typing import Protocol
 
 import trio
 
+from agent.relay.busypoll import BusyPoll
 from agent.relay.pipes import Pipes
 from ca.tls import RECORD, TAKE, Memory
 
@@ -57,8 +58,10 @@ class Relay:
     their content is void as soon as the handler that filled them returns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, busy_poll: float = 0.0) -> None:
+        """A host looks up to `busy_poll` seconds for more before it sleeps, where that pays."""
         self._epoll = select.epoll()
+        self._busy_poll = BusyPoll(busy_poll)
         self._handlers: dict[int, Handler] = {}
         self._again: list[Callable[[], None]] = []
         self._gathered: list[Flushable] = []
@@ -155,7 +158,10 @@ class Relay:
 
     def _round(self, *, wait: bool = False) -> bool:
         """One round, with what is ready, or else (with `wait`) what will be; -> whether there was anything to do."""
-        ready = self._epoll.poll(0 if self._again or self._gathered or not wait else None, _EVENTS)
+        if wait and not (self._again or self._gathered):
+            ready = self._busy_poll.look(self._poll) or self._epoll.poll(None, _EVENTS)
+        else:
+            ready = self._poll()
         if not (ready or self._again or self._gathered):
             return False
         handlers, stale = self._handlers, self._stale
@@ -174,6 +180,9 @@ class Relay:
             for link in links:
                 link.flush()
         return True
+
+    def _poll(self) -> list[tuple[int, int]]:
+        return self._epoll.poll(0, _EVENTS)
 
     def _ring(self) -> None:
         """Wake `run`: something outside it (a trio task) left work."""

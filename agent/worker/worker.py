@@ -290,7 +290,7 @@ def serve(fd: int) -> None:
     config, tally = trio.run(_configured, channel)
     # Before there is a second thread: capabilities are each thread's own.
     privileges.drop(config.uid, config.gid, privileges.CAP_NET_RAW)
-    relay = Relay()
+    relay = Relay(config.busy_poll)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
