@@ -22,6 +22,7 @@ from agent.connections import Verdict
 from agent.relay.loop import BROKEN, EDGE, GONE, HALF_CLOSED, READ, WRITE
 from agent.relay.preface import begin
 from agent.tunnel import frames
+from agent.tunnel.owner import NOBODY
 from agent.tunnel.stream import Stream
 
 if TYPE_CHECKING:
@@ -373,6 +374,7 @@ class Leg:
 
     def _leave(self) -> None:
         self._closed = True
+        self._stream.owner = NOBODY  # the two would keep each other alive until the next garbage collection
         self._pending.clear()
         self._gathered.clear()
         self._link.relay.unregister(self._fd)

@@ -47,7 +47,7 @@ class Watcher(Protocol):
 
 
 class _Nobody:
-    """Owns the streams that were refused."""
+    """Owns the streams that were refused, and those whose owner has left."""
 
     def receive(self, payload: memoryview | bytes) -> None: ...
 
@@ -61,7 +61,7 @@ class _Nobody:
 
     def pump(self) -> None: ...
 
-    def broken(self, reason: str) -> None: ...
+    def broken(self, reason: str, *, unseen: bool = False) -> None: ...
 
 
 NOBODY = _Nobody()

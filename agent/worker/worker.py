@@ -4,6 +4,7 @@
 mesh view, listening sockets) comes through it; see `messages`. The worker ends when the supervisor does.
 """
 
+import gc
 import os
 import socket
 import time
@@ -291,6 +292,8 @@ def serve(fd: int) -> None:
     # Before there is a second thread: capabilities are each thread's own.
     privileges.drop(config.uid, config.gid, privileges.CAP_NET_RAW)
     relay = Relay(config.busy_poll)
+    gc.collect()
+    gc.freeze()  # what stands now stays: no later collection has to look at it, while traffic waits
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:

@@ -1,5 +1,6 @@
 """Connections through a tunnel, one thing after another."""
 
+import gc
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -8,7 +9,7 @@ import pytest
 import trio
 
 from agent.connections import Verdict
-from agent.relay.leg import EARLY
+from agent.relay.leg import EARLY, Leg
 from agent.tunnel import frames
 from tests.agent.relay import talks
 from tests.agent.relay.rig import receive, receive_all, reset, rig, send, soon
@@ -28,6 +29,31 @@ async def test_there_and_back():
         (near,), (far,) = r.source.closed(), r.target.closed()
         assert (near.sent, near.received) == (far.sent, far.received) == (5, 6)
         assert near.verdict is far.verdict is Verdict.ALLOWED
+
+
+@pytest.mark.parametrize("end", ["both halves", "reset"])
+async def test_what_has_ended_leaves_nothing_for_the_garbage_collector(end):
+    async with rig() as r:
+        gc.collect()
+        gc.disable()
+        try:
+            conn = await r.connect()
+            await send(conn.near, b"hello")
+            assert await receive(conn.far, 5) == b"hello"
+            assert _legs() == 2
+            if end == "reset":
+                reset(conn.near)
+            else:
+                conn.near.shutdown(socket.SHUT_WR)
+                conn.far.shutdown(socket.SHUT_WR)
+            await r.idle()
+            assert _legs() == 0
+        finally:
+            gc.enable()
+
+
+def _legs() -> int:
+    return sum(type(o) is Leg for o in gc.get_objects())
 
 
 async def test_the_server_speaks_first():
