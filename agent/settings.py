@@ -54,6 +54,9 @@ class DiscoverySettings(msgspec.Struct, frozen=True):
         Path("/run/docker.sock"),
         Path("/run/podman/podman.sock"),
     )
+    hold: Annotated[
+        bool, _doc("Whether what a new container sends to the mesh waits until it is known whose it is.")
+    ] = True
     users: Annotated[str, _doc("File that says which users are workloads; empty: none.")] = "/etc/culvert/users.toml"
     linger: Annotated[Seconds, _doc("How long a port that nobody declared stays without a listener.")] = Duration(60)
 

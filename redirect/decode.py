@@ -7,7 +7,7 @@ which equals nothing, so that a comparison shows it.
 import sys
 from collections.abc import Iterable
 
-from redirect.encode import FIRST_REGISTER, VERDICT_TYPE
+from redirect.encode import FIRST_REGISTER, HEADERS, VERDICT_TYPE
 from redirect.frames import attributes
 from redirect.ruleset import (
     CT_LABEL,
@@ -174,7 +174,7 @@ class _Reader:
                 number, register = _number(data.get(1)), data.get(2)
                 field = cgroup(_number(data.get(3))) if number == 3 else _FIELDS.get((name, number))
             case _:
-                header = {1: "network", 2: "transport"}.get(_number(data.get(2)), "")
+                header = dict(enumerate(HEADERS)).get(_number(data.get(2)), "")
                 field, register = _FIELDS.get((header, _number(data.get(3)))), data.get(1)
                 if field is not None and field.width != _number(data.get(4)):
                     field = None

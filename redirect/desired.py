@@ -98,6 +98,19 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Whose connections to the mesh are stopped here, because they should have been captured in a namespace of their
+    own: those of the addresses `inside`, and of everybody behind the interfaces `bridges` but the stations `vouched`
+    for, each an address and the card that has it. `settled` are stations that have their own table by now: what still
+    comes from there began in front of it, and is refused instead of left waiting."""
+
+    bridges: frozenset[str] = frozenset()
+    vouched: frozenset[tuple[str, str]] = frozenset()
+    settled: frozenset[tuple[str, str]] = frozenset()
+    inside: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """All that the table depends on. `mesh` are the (address, port) pairs of every enrolled workload of the mesh;
     `agent_uids` the uids whose marked packets are exempt; `inbound_port` where arriving plaintext goes,
@@ -105,7 +118,8 @@ class Desired:
     `capture_all` is true for the egress modes observe and registry-only. Connections to ports in `never` are left alone
     everywhere, those to `login_ports` at this machine's own addresses, and those to the (address, port) pairs in
     `spared`. From `until` (seconds of the clock that runs since boot) on the table takes nothing any more: None for one
-    that was confirmed."""
+    that was confirmed. `hold` is about what comes from other namespaces, and `told` says whether the kernel can be told
+    that the agent is there."""
 
     captures: tuple[Capture, ...] = ()
     mesh: frozenset[tuple[str, int]] = frozenset()
@@ -117,5 +131,7 @@ class Desired:
     login_ports: frozenset[int] = frozenset()
     spared: frozenset[tuple[str, int]] = frozenset()
     until: float | None = None
+    hold: Hold = Hold()
+    told: bool = True
     parents: tuple[Parent, ...] = ()
     marks: Marks = field(default_factory=Marks)

@@ -51,6 +51,8 @@ VERDICT_TYPE = 0xFFFFFF00
 """NFT_DATA_VERDICT, the data type of maps of verdicts."""
 FIRST_REGISTER = 8
 """NFT_REG32_00; the kernel's registers are four bytes wide, and the older names 1 to 4 stand for four of them each."""
+HEADERS = ("link", "network", "transport")
+"""In the order of NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER and NFT_PAYLOAD_TRANSPORT_HEADER."""
 _INTERVAL_END = (1).to_bytes(4, "big")
 """NFT_SET_ELEM_INTERVAL_END, a flag of elements."""
 _TABLE_COMMENT = "Culvert's; with no agent running, `nft delete table inet culvert` removes it"
@@ -321,10 +323,10 @@ def _load(field: Field, register: int) -> tuple[str, list[Any]]:
         case "socket":
             level = [("NFTA_SOCKET_LEVEL", field.level)] if field.level else []
             return "socket", [("NFTA_SOCKET_KEY", field.number), ("NFTA_SOCKET_DREG", register), *level]
-        case "network" | "transport":
+        case "link" | "network" | "transport":
             return "payload", [
                 ("NFTA_PAYLOAD_DREG", register),
-                ("NFTA_PAYLOAD_BASE", 1 if field.kind == "network" else 2),
+                ("NFTA_PAYLOAD_BASE", HEADERS.index(field.kind)),
                 ("NFTA_PAYLOAD_OFFSET", field.number),
                 ("NFTA_PAYLOAD_LEN", field.width),
             ]

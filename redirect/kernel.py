@@ -33,6 +33,7 @@ from redirect.encode import (
 )
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
+from redirect.hold import hold_sets
 from redirect.names import MESH, PRESENCE, TABLE
 from redirect.namespace import in_namespace
 from redirect.netlink import NETFILTER, ROUTE, CaptureError, Interrupted, Netlink, Refused
@@ -82,8 +83,8 @@ class Kernel:
     def apply(self, desired: Desired, afresh: bool = False) -> None:
         """Make the kernel do what is desired, with no moment in which less is captured than before and after.
 
-        What is refused leaves things as they were. A change of mesh addresses, or of cgroups that are nobody's, touches
-        those elements only.
+        What is refused leaves things as they were. A change of mesh addresses, or of cgroups and stations that are
+        nobody's, touches those elements only.
         `afresh` looks at what the kernel holds instead of trusting memory: for tables that somebody else has changed.
         Counters go on from where they were, but for the milliseconds in which their own workload's rules change.
         """
@@ -251,11 +252,11 @@ class Kernel:
             self._commit(messages)
 
     def _change_elements(self, desired: Desired) -> bool:
-        """Whether it was enough to change elements: mesh addresses, or cgroups that are nobody's."""
+        """Whether it was enough to change elements: mesh addresses, or cgroups and stations that are nobody's."""
         applied, known = self._applied, self._known
         if applied is None or known is None:
             return False
-        if replace(desired, mesh=applied.mesh, parents=applied.parents) != applied:
+        if replace(desired, mesh=applied.mesh, parents=applied.parents, hold=applied.hold) != applied:
             return False
         old = {s.name: s for s in _element_sets(applied, than=desired)}
         new = {s.name: s for s in _element_sets(desired, than=applied)}
@@ -352,7 +353,7 @@ class Kernel:
 def _element_sets(of: Desired, than: Desired) -> tuple[Set, ...]:
     """The sets of `of` in which it may differ from `than`, with the addresses that both have left out."""
     mesh = frozenset() if of.mesh is than.mesh else of.mesh - than.mesh
-    return (*endpoint_sets(MESH, mesh), *parent_sets(of.parents))
+    return (*endpoint_sets(MESH, mesh), *parent_sets(of.parents), *hold_sets(of.hold))
 
 
 def _header() -> bytes:

@@ -6,6 +6,13 @@ TABLE = "culvert"
 """The one table we own, family inet; without an agent, `nft delete table inet culvert` removes capture."""
 
 OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "borrow", "unknown"
+HOLD, NEWCOMER, STRAY = "hold", "newcomer", "stray"
+"""The chain that sees what comes from behind bridges and from namespaces, where that leads which is held, and what is
+refused."""
+BRIDGES = "bridges"
+VOUCHED = {Key.STATION4: "vouched4", Key.STATION6: "vouched6"}
+SETTLED = {Key.STATION4: "settled4", Key.STATION6: "settled6"}
+INSIDE = {Key.ADDRESS4: "inside4", Key.ADDRESS6: "inside6"}
 PRESENCE = "culvert-presence"
 """The table that stands while the agent does; nobody but the kernel or the agent can remove it."""
 TRIAL = "trial"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from redirect.chains import inbound, workload
 from redirect.desired import Desired
 from redirect.guards import borrow, guard
+from redirect.hold import hold, hold_sets
 from redirect.names import FROM, INBOUND, MESH, OUT, PRE, SERVES, SPARED, TABLE, TRIAL
 from redirect.phrases import head, rule
 from redirect.recognise import dispatch, dispatch_maps
@@ -57,6 +58,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             numbers("agents", Key.UID, desired.agent_uids),
             *(each for capture in desired.captures for each in skip_sets(capture)),
             *parent_sets(desired.parents),
+            *hold_sets(desired.hold),
         ),
         maps=(*maps, *rest),
         chains=(
@@ -69,6 +71,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             guard(desired),
             borrow(desired.marks),
             *unmeshed(desired, rest),
+            *hold(desired),
         ),
     )
 

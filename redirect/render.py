@@ -7,6 +7,8 @@ from redirect.ruleset import (
     CT_LABEL,
     CT_STATUS,
     DADDR_TYPE,
+    ETHERNET,
+    IIFTYPE,
     L4PROTO,
     MARK,
     NFPROTO,
@@ -37,6 +39,7 @@ _NAMES = {
     L4PROTO: {TCP: "tcp", UDP: "udp"},
     NFPROTO: {2: "ipv4", 10: "ipv6"},
     DADDR_TYPE: {2: "local"},
+    IIFTYPE: {ETHERNET: "ether"},
     CT_DIRECTION: {0: "original", 1: "reply"},
     TCP_FLAGS: {2: "syn"},
 }

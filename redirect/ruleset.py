@@ -16,6 +16,8 @@ IPV4, IPV6 = 2, 10
 """Protocol families as `meta nfproto` has them (linux/netfilter.h)."""
 LOCAL = 2
 """RTN_LOCAL, an address type of linux/rtnetlink.h."""
+ETHERNET = 1
+"""ARPHRD_ETHER of linux/if_arp.h."""
 REPLY, ORIGINAL = 1, 0
 SYN, FLAGS = 0x02, 0x17
 """The TCP flag that opens a connection, and those that together with it mean something else: FIN, RST, ACK."""
@@ -46,6 +48,9 @@ MARK = Field("meta", 3, 4, "meta mark")
 SKUID = Field("meta", 10, 4, "meta skuid")
 NFPROTO = Field("meta", 15, 1, "meta nfproto")
 L4PROTO = Field("meta", 16, 1, "meta l4proto")
+IIFTYPE = Field("meta", 8, 2, "meta iiftype")
+IIFNAME = Field("meta", 6, 16, "iifname", big=True)
+SADDR_LINK = Field("link", 6, 6, "ether saddr", big=True)
 SADDR4 = Field("network", 12, 4, "ip saddr", big=True)
 DADDR4 = Field("network", 16, 4, "ip daddr", big=True)
 SADDR6 = Field("network", 8, 16, "ip6 saddr", big=True)
@@ -60,7 +65,7 @@ CT_LABEL = Field("ct", 13, 16, "ct label")
 SOCKET_MARK = Field("socket", 1, 4, "socket mark")
 
 PLAIN_FIELDS = (
-    *(MARK, SKUID, NFPROTO, L4PROTO, SADDR4, DADDR4, SADDR6, DADDR6, DPORT, TCP_FLAGS),
+    *(MARK, SKUID, NFPROTO, L4PROTO, IIFTYPE, IIFNAME, SADDR_LINK, SADDR4, DADDR4, SADDR6, DADDR6, DPORT, TCP_FLAGS),
     *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, SOCKET_MARK),
 )
 
@@ -85,6 +90,10 @@ class Key(enum.Enum):
     ENDPOINT6 = ("ipv6_addr . inet_service", 8 << 6 | 13, 20)
     NETWORK4 = ("ipv4_addr", 7, 4, "interval")
     NETWORK6 = ("ipv6_addr", 8, 16, "interval")
+    # A card's six bytes take eight.
+    STATION4 = ("ipv4_addr . ether_addr", 7 << 6 | 9, 12)
+    STATION6 = ("ipv6_addr . ether_addr", 8 << 6 | 9, 24)
+    IFNAME = ("ifname", 41, 16)
     PASSING = ("inet_proto", 12, 1, "timeout")
 
     @property
@@ -111,16 +120,18 @@ class Key(enum.Enum):
 
     @property
     def big(self) -> bool:
-        """Whether elements are in network order."""
-        return self not in (Key.UID, Key.MARK, Key.CGROUP)
+        """Whether elements are in network order. nft reads the names of interfaces as numbers of the machine's own."""
+        return self not in (Key.UID, Key.MARK, Key.CGROUP, Key.IFNAME)
 
     def show(self, element: bytes) -> str:
         """An element as people read it."""
         if self.ranges:
             return _show_range(element[: self.width], element[self.width :])
-        if self in (Key.ADDRESS4, Key.ENDPOINT4):
+        if self is Key.IFNAME:
+            return f'"{element.rstrip(bytes(1)).decode(errors="replace")}"'
+        if self in (Key.ADDRESS4, Key.ENDPOINT4, Key.STATION4):
             address = inet_ntop(AF_INET, element[:4])
-        elif self in (Key.ADDRESS6, Key.ENDPOINT6):
+        elif self in (Key.ADDRESS6, Key.ENDPOINT6, Key.STATION6):
             address = inet_ntop(AF_INET6, element[:16])
         elif self is Key.PASSING and element == bytes([TCP]):
             return "tcp"
@@ -128,6 +139,8 @@ class Key(enum.Enum):
             return str(int.from_bytes(element, "big" if self.big else sys.byteorder))
         if self in (Key.ADDRESS4, Key.ADDRESS6):
             return address
+        if self in (Key.STATION4, Key.STATION6):
+            return f"{address} . {element[-8:-2].hex(':')}"
         return f"{address} . {int.from_bytes(element[-4:-2], 'big')}"
 
 
@@ -149,6 +162,22 @@ def endpoint_element(address: str, port: int) -> tuple[Key, bytes]:
     if ":" in address:
         return Key.ENDPOINT6, inet_pton(AF_INET6, address) + tail
     return Key.ENDPOINT4, inet_pton(AF_INET, address) + tail
+
+
+def station_element(address: str, card: str) -> tuple[Key, bytes]:
+    """The element for an address and the card (`02:42:ac:11:00:02`) that has it, and the key of sets that take it.
+    ValueError for a card that is none."""
+    tail = bytes.fromhex(card.replace(":", ""))
+    if len(tail) != 6:
+        raise ValueError(f"{card!r} is no link-layer address")
+    if ":" in address:
+        return Key.STATION6, inet_pton(AF_INET6, address) + tail + bytes(2)
+    return Key.STATION4, inet_pton(AF_INET, address) + tail + bytes(2)
+
+
+def interface_element(name: str) -> bytes:
+    """The element of a set of interfaces."""
+    return name.encode().ljust(Key.IFNAME.width, b"\0")
 
 
 def network_elements(networks: Iterable[str]) -> dict[Key, frozenset[bytes]]:

@@ -25,6 +25,7 @@ import trio
 from agent.discovery.docker import PREFIX, Container, Engine, EngineError
 from agent.discovery.found import Found, Publish, Seen, failing
 from agent.discovery.sections import NAMESPACE, named, numbers, pairs, spelled
+from agent.discovery.tenants import Station, Tenants
 from ca.hints import did_you_mean
 from ca.resources.workload import Match
 
@@ -56,20 +57,24 @@ class Running:
     """The number of its network namespace, and in `netns` the file that its link should lead to; 0 and empty in the
     machine's own, and of a container that has ended."""
     netns: str = ""
+    stations: frozenset[Station] = frozenset()
+    """From where it sends, in a namespace of its own."""
 
 
 @dataclass
 class Containers:
     """The source, over any number of engines. `links` is the directory for links to namespaces; `relinked` is called
-    when one of them leads elsewhere."""
+    when one of them leads elsewhere, `met` with who lives behind bridges now, each time after it was looked up."""
 
     node: str
     sockets: tuple[Path, ...]
     links: Path
     relinked: Callable[[], None]
+    met: Callable[[Tenants], None]
     name: str = "containers"
     _seen: dict[Path, Seen] = field(default_factory=dict)
     _running: dict[Path, tuple[Running, ...]] = field(default_factory=dict)
+    _others: dict[Path, frozenset[Station]] = field(default_factory=dict)
 
     async def run(self, publish: Publish) -> None:
         """Until cancelled. While an engine cannot be asked, what it last said stands, as far as it still lives."""
@@ -112,7 +117,8 @@ class Containers:
         now = trio.current_time()
         problems = []
         spaces: dict[int, str] = {}
-        for container in await engine.containers():
+        containers, self._others[engine.socket] = await engine.containers()
+        for container in containers:
             try:
                 running = await trio.to_thread.run_sync(described, container, self.node, self.links)
                 other = spaces.setdefault(running.space or -running.pid, running.found.place)
@@ -127,7 +133,7 @@ class Containers:
                 del last[key]
             elif when < now:
                 # Its process id is nobody's now, and may be anybody's next.
-                last[key] = when, replace(running, pid=0, space=0, netns="")
+                last[key] = when, replace(running, pid=0, space=0, netns="", stations=frozenset())
         await self._publish(engine, tuple(r for _, r in last.values()), problems, True, publish)
 
     async def _publish(
@@ -144,6 +150,8 @@ class Containers:
                 self.relinked()
         except OSError as error:
             problems = [*problems, f"{self.links}: links to network namespaces cannot be made: {error.strerror}"]
+        # After the links: whoever is met behind one has the namespace that it leads to.
+        self.met(self._tenants())
         self._seen[engine.socket] = Seen(tuple(r.found for r in running), tuple(problems), whole)
         if self._seen.keys() >= set(self.sockets):
             parts = [self._seen[socket] for socket in self.sockets]
@@ -154,6 +162,14 @@ class Containers:
                     all(s.whole for s in parts),
                 )
             )
+
+    def _tenants(self) -> Tenants:
+        places: dict[str, frozenset[Station]] = {}
+        for running in self._running.values():
+            for one in running:
+                if one.stations and one.found.match.netns:
+                    places[one.found.match.netns] = places.get(one.found.match.netns, frozenset()) | one.stations
+        return Tenants(places, frozenset().union(*self._others.values()))
 
 
 def described(container: Container, node: str, links: Path) -> Running:
@@ -191,7 +207,8 @@ def described(container: Container, node: str, links: Path) -> Running:
         address,
         failing(mine.get("fail-mode", ""), node, account),
     )
-    return Running(found, pid, _began(pid), 0 if own else os.stat(netns).st_ino, netns)
+    space, stations = (0, frozenset[Station]()) if own else (os.stat(netns).st_ino, container.network_settings.stations)
+    return Running(found, pid, _began(pid), space, netns, stations)
 
 
 def alive(running: Running) -> bool:

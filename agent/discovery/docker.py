@@ -3,6 +3,7 @@
 What comes back was partly written by whoever may start containers; every answer has a limit.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +16,7 @@ import h11
 import msgspec
 import trio
 
+from agent.discovery.tenants import Station
 from ca import http
 
 WITHIN = 10.0
@@ -28,6 +30,7 @@ BEFORE = 2.0
 PREFIX = "culvert.io/"
 """Labels that begin so are for us."""
 
+_CARD = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 _EVENTS = '{"type":["container"]}'
 _T = TypeVar("_T")
 
@@ -40,18 +43,6 @@ class EngineError(Exception):
         self.absent = absent
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """A container of the list."""
-
-    id: str = msgspec.field(name="Id")
-    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
-
-    @property
-    def marked(self) -> bool:
-        """Whether it is for us."""
-        return any(key.startswith(PREFIX) for key in self.labels or ())
-
-
 class State(msgspec.Struct, frozen=True, rename="pascal"):
     """`pid` is 0 when it does not run."""
 
@@ -59,10 +50,11 @@ class State(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """Its address in one network."""
+    """Its addresses in one network, and the card that has them."""
 
     address: str = msgspec.field(name="IPAddress", default="")
     address6: str = msgspec.field(name="GlobalIPv6Address", default="")
+    card: str = msgspec.field(name="MacAddress", default="")
 
 
 class Networks(msgspec.Struct, frozen=True, rename="pascal"):
@@ -70,6 +62,25 @@ class Networks(msgspec.Struct, frozen=True, rename="pascal"):
 
     sandbox_key: str = ""
     networks: dict[str, Network] | None = None
+
+    @property
+    def stations(self) -> frozenset[Station]:
+        """From where it sends, as far as the engine knows."""
+        found = (self.networks or {}).values()
+        return frozenset((a, n.card) for n in found for a in (n.address, n.address6) if a and _CARD.fullmatch(n.card))
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A container of the list."""
+
+    id: str = msgspec.field(name="Id")
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
+    network_settings: Networks | None = msgspec.field(name="NetworkSettings", default=None)
+
+    @property
+    def marked(self) -> bool:
+        """Whether it is for us."""
+        return any(key.startswith(PREFIX) for key in self.labels or ())
 
 
 class Config(msgspec.Struct, frozen=True, rename="pascal"):
@@ -93,16 +104,19 @@ class Engine:
 
     socket: Path
 
-    async def containers(self) -> list[Container]:
-        """The running ones that are for us, the oldest first. EngineError."""
+    async def containers(self) -> tuple[list[Container], frozenset[Station]]:
+        """The running ones that are for us, the oldest first, and the stations of the others. EngineError."""
         found = []
+        others = set[Station]()
         for listed in await self._get("/containers/json", list[Listed]):
-            if listed.marked:
-                try:
-                    found.append(await self._get(f"/containers/{quote(listed.id)}/json", Container))
-                except _NotFoundError:
-                    continue  # it ended meanwhile, and an event will say so
-        return sorted((c for c in found if c.state.pid > 0), key=lambda c: c.created)
+            if not listed.marked:
+                others |= listed.network_settings.stations if listed.network_settings else frozenset()
+                continue
+            try:
+                found.append(await self._get(f"/containers/{quote(listed.id)}/json", Container))
+            except _NotFoundError:
+                continue  # it ended meanwhile, and an event will say so
+        return sorted((c for c in found if c.state.pid > 0), key=lambda c: c.created), frozenset(others)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator["Events"]:

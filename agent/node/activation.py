@@ -7,20 +7,25 @@ the order that `enrolment` describes. So nothing depends on the order of news, a
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import msgspec
 import structlog
 import trio
 
+from agent.discovery.tenants import Tenants
 from agent.node.capture import Capture
 from agent.node.cgroups import Cgroups, Located
 from agent.node.enrolment import HOST, Enrolment, Local, Ports, admitted, allot, enrol, release, signs, tables
 from agent.node.exempt import RESOLVE, Exempt, Exemptions
 from agent.node.files import StateError
+from agent.node.holding import hold, known, lodgings
 from agent.node.renewal import Renewal
 from agent.node.state import State
 from agent.node.switch import Switch
 from agent.node.view import Change, MeshView
 from agent.node.workers import Workers
-from redirect.desired import Desired, Parent
+from redirect.bridges import Bridges, bridges
+from redirect.desired import Desired, Hold, Parent
+from redirect.netlink import CaptureError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -42,7 +47,8 @@ SETTLE = 5.0
 
 class Activation:
     """`active` is the revision that certificates, listeners and rules all follow, `problems` what stands against it;
-    `reported` is called when either changed. `base` is what all tables share."""
+    `reported` is called when either changed. `base` is what all tables share; `holds` whether what comes from behind
+    bridges of containers may have to wait."""
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Activation:
         wall: Callable[[], float],
         reported: Callable[[], None],
         exempt: Exemptions,
+        holds: bool = True,
     ) -> None:
         self.view = view
         self.enrolment = Enrolment()
@@ -73,6 +80,9 @@ class Activation:
         self._exempted = Exempt()
         """What the last pass left alone; whoever asks for a plan looks as well, and nothing follows from that."""
         self._watched = Cgroups()
+        self._holds = holds
+        self._tenants = Tenants()
+        self._hold = Hold()
         self._next_look = 0.0
         self._again = trio.Event()
         self._passing = trio.Lock()
@@ -94,6 +104,12 @@ class Activation:
         self.view = change.view
         self._changes.append(change)
         self.poke()
+
+    def meet(self, tenants: Tenants) -> None:
+        """Containers came or went."""
+        if tenants != self._tenants:
+            self._tenants = tenants
+            self.poke()
 
     def poke(self) -> None:
         """Something happened that a pass should look at."""
@@ -185,7 +201,7 @@ class Activation:
             if w.place == HOST and exempt.holds(address, port)
         ]
         base = replace(self.base, login_ports=exempt.ports, spared=exempt.pairs, until=self.switched.until)
-        desired = tables(view, wanted, ports, cgroups, base, parents)
+        desired = tables(view, wanted, ports, cgroups, base, parents, self._hold)
         # Who logs in to a workload's own namespace does not log in to this machine.
         inside = {p: replace(d, login_ports=frozenset()) for p, d in desired.items() if p != HOST}
         return {**desired, **inside}, strange
@@ -207,10 +223,14 @@ class Activation:
         waiting = self._renewal.schedule.first_try() and not self.off
         wanted = () if self.off else admitted(enrolment, before, self._renewal.schedule.certified(self._wall()))
         ports, lacking = allot(before, wanted, self._pool)
+        tenants = self._tenants
+        ports, unheld = await self._lodged(wanted, ports, tenants)
+        self._hold = hold(wanted, ports.bridges, tenants, known(wanted, tenants, self._hold))
         faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
         self._cgroups, self._parents, strange = await self._standing(wanted)
         self._exempted = await trio.to_thread.run_sync(self.exempt.look)
         desired, untaken = self._tables(view, wanted, ports, self._cgroups, self._parents, self._exempted)
+        strange += unheld
         self._workers.recognise(signs(wanted, self._watched.root))
 
         if self.off:
@@ -223,6 +243,9 @@ class Activation:
             log.warning("workers-behind", revision=view.snapshot.revision)
         captured = await self._capture.widen(desired, {*before.outbound, *before.namespaces})
         self.captured = frozenset(captured)
+        # What a table lets out can be vouched for now that the table is there.
+        self._hold = hold(wanted, ports.bridges, tenants, self._capture.inside())
+        await self._capture.know(self._parents, self._hold)
         if not self.off:
             self._workers.borrow(True)
 
@@ -237,6 +260,19 @@ class Activation:
         )
         self.first.set()
         return not failures and not faults
+
+    async def _lodged(self, wanted: Sequence[Local], ports: Ports, tenants: Tenants) -> tuple[Ports, tuple[str, ...]]:
+        """`ports` with the bridges behind which containers live now, and what stands against holding some."""
+        if not self._holds:
+            return msgspec.structs.replace(ports, bridges={}), ()
+        places = {w.place for w in wanted if w.place}
+        addresses = {a for place in places for a, _ in tenants.places.get(place, ())}
+        try:
+            lives = await trio.to_thread.run_sync(bridges, addresses) if addresses else Bridges()
+        except (CaptureError, OSError) as error:
+            lives = Bridges(problems=(f"bridges of containers are not known: {error}",))
+        found = lodgings(wanted, ports.bridges, tenants, lives.of)
+        return msgspec.structs.replace(ports, bridges=found), lives.problems
 
     def _unstore(self, enrolment: Enrolment) -> frozenset[str]:
         """Take up the certificates that were on disk, once it is known who needs them; returns those nobody does."""
@@ -303,7 +339,7 @@ class Activation:
         if parents != self._parents and not self._passing.locked():
             # A pass that is under way has listed them itself, or the next look will.
             self._parents = parents
-            if not await self._capture.know(parents):
+            if not await self._capture.know(parents, self._hold):
                 self.poke()
 
     async def _logins_moved(self) -> bool:

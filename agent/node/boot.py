@@ -8,10 +8,12 @@ anybody captured while nobody answers.
 
 from dataclasses import dataclass, replace
 
+from agent.discovery.tenants import Tenants
 from agent.node.base import base
 from agent.node.cgroups import Cgroups
 from agent.node.enrolment import HOST, admitted, enrol, tables
 from agent.node.exempt import Exemptions
+from agent.node.holding import hold
 from agent.node.namespace import standing, title
 from agent.node.state import State
 from agent.settings import AgentSettings, worker_account
@@ -49,7 +51,9 @@ def remembered(settings: AgentSettings) -> Remembered:
         cgroups.close()
     exempt = Exemptions(settings.centre or member.centre, settings.login_ports).expected()
     shared = replace(base(settings, worker_account(settings.worker_user)[0]), spared=exempt.pairs)
-    found = tables(view, wanted, ports, located, shared, parents)
+    # No container runs yet: whoever comes from behind one of their bridges waits for the agent.
+    held = hold(wanted, ports.bridges, Tenants(), ())
+    found = tables(view, wanted, ports, located, shared, parents, held)
     return Remembered({p: d if p else replace(d, login_ports=exempt.ports) for p, d in found.items()})
 
 

@@ -16,7 +16,7 @@ from agent.node.enrolment import HOST, common
 from agent.node.namespace import Namespace, Spot, Standing, remove_table, standing, title
 from agent.node.workers import Listener, Workers
 from redirect.counts import Counts
-from redirect.desired import Desired, Marks, Parent
+from redirect.desired import Desired, Hold, Marks, Parent
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
 
@@ -115,12 +115,14 @@ class Capture:
             self.problems[place].append(f"{title(place)}: {namespace.doubt}")
         return {c.workload for c in namespace.applied.captures} if namespace.applied else set()
 
-    async def know(self, parents: tuple[Parent, ...]) -> bool:
-        """Cgroups that are nobody's came or went: the machine's own table learns of it. False when that failed."""
+    async def know(self, parents: tuple[Parent, ...], hold: Hold) -> bool:
+        """Cgroups or stations that are nobody's came or went: the machine's own table learns of it. False when that
+        failed."""
         async with self._lock:
             host = self._namespaces[HOST]
-            if host.applied is not None and host.known and host.applied.parents != parents:
-                return await self._try(HOST, host.apply, replace(host.applied, parents=parents))
+            if host.applied is not None and host.known:
+                desired = replace(host.applied, parents=parents, hold=hold)
+                return desired == host.applied or await self._try(HOST, host.apply, desired)
         return True
 
     async def remove(self, places: Iterable[str] = ()) -> None:
@@ -160,6 +162,11 @@ class Capture:
                 except _ERRORS as error:
                     log.warning("counters-unknown", place=title(namespace.place), error=str(error))
         return found
+
+    def inside(self) -> frozenset[str]:
+        """The workloads whose own namespace has its table."""
+        tables = (d for p, d in self.applied().items() if p != HOST)
+        return frozenset(c.workload for d in tables for c in d.captures)
 
     def applied(self) -> dict[str, Desired]:
         """The table of each place that has one."""

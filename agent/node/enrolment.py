@@ -20,7 +20,7 @@ from ca.resources.capture import FailMode
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
 from redirect.cgroup import relative
-from redirect.desired import Capture, Desired, Opening, Parent, Recognise, Rest, Skip
+from redirect.desired import Capture, Desired, Hold, Opening, Parent, Recognise, Rest, Skip
 from redirect.namespace import namespace_path
 
 HOST = ""
@@ -38,12 +38,14 @@ class Ports(msgspec.Struct, frozen=True):
     """What the rules in the kernel refer to: they outlive us, so another workload must not get the port meanwhile.
 
     `outbound` is the capture port of each captured workload of the host, `namespaces` the place of each other captured
-    workload; `last` the port given out last, so that a freed one is not given out again at once.
+    workload; `bridges` those behind which its container lives or lived last; `last` the port given out last, so that a
+    freed one is not given out again at once.
     """
 
     outbound: dict[str, int] = {}
     namespaces: dict[str, str] = {}
     last: int = 0
+    bridges: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def allot(ports: Ports, wanted: Iterable[Local], pool: range) -> tuple[Ports, tu
                 )
                 continue
             outbound[local.workload] = last = port
-    return Ports(outbound, namespaces, last), tuple(problems)
+    return Ports(outbound, namespaces, last, ports.bridges), tuple(problems)
 
 
 def release(ports: Ports, captured: Iterable[Local]) -> Ports:
@@ -162,6 +164,7 @@ def release(ports: Ports, captured: Iterable[Local]) -> Ports:
         {w: p for w, p in ports.outbound.items() if w in host},
         {w: p for w, p in ports.namespaces.items() if inside.get(w) == p},
         ports.last,
+        {w: b for w, b in ports.bridges.items() if w in inside},
     )
 
 
@@ -172,9 +175,11 @@ def tables(
     cgroups: Mapping[str, tuple[int, int] | None],
     base: Desired,
     parents: tuple[Parent, ...] = (),
+    hold: Hold | None = None,
 ) -> dict[str, Desired]:
     """The table of each place that needs one. `cgroups` has (level, id) of each path, None for one that is not there;
-    `base` what is the same everywhere; `parents` the cgroups below which those of workloads come and go."""
+    `base` what is the same everywhere; `parents` the cgroups below which those of workloads come and go; `hold` what
+    the machine's own table holds back of other places."""
     mesh = view.snapshot.mesh
     found: dict[str, list[Capture]] = {}
     for local in captured:
@@ -194,13 +199,18 @@ def tables(
                 rest=local.rest,
             )
             found.setdefault(local.place, []).append(capture)
+    hold = hold or Hold()
+    if hold != Hold():
+        found.setdefault(HOST, [])
     everywhere = replace(
         base,
         mesh=frozenset(view.snapshot.by_endpoint),
         capture_all=mesh is not None and mesh.spec.egress is not Egress.BYPASS,
     )
     return {
-        place: replace(everywhere, captures=tuple(captures), parents=() if place else parents)
+        place: replace(
+            everywhere, captures=tuple(captures), parents=() if place else parents, hold=Hold() if place else hold
+        )
         for place, captures in found.items()
     }
 
@@ -226,7 +236,8 @@ def signs(captured: Iterable[Local], root: str) -> Signs:
 def common(old: Desired, new: Desired | None) -> Desired | None:
     """What both hold: the table for the time in between. None when nothing is left to capture. A workload that is only
     recognised in another way (its unit got a new cgroup) is so at once: it must not slip through in between. So is
-    what is left alone of it, for which no listener has to be made first, and what is known of cgroups."""
+    what is left alone of it, for which no listener has to be made first, and what is known of cgroups. Stations
+    are vouched for until their own table has come, and again before it goes."""
     if new is None:
         return None
     after = {c.workload: c for c in new.captures}
@@ -248,6 +259,12 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
         mesh=old.mesh & new.mesh,
         capture_all=old.capture_all and new.capture_all,
         parents=new.parents,
+        hold=Hold(
+            old.hold.bridges & new.hold.bridges,
+            old.hold.vouched | new.hold.vouched,
+            new.hold.settled,
+            old.hold.inside & new.hold.inside,
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agent.messages import Role
 from agent.node.enrolment import HOST
 from redirect.counts import Counts
-from redirect.desired import Desired, Marks
+from redirect.desired import Desired, Hold, Marks
 from redirect.kernel import Kernel
 from redirect.namespace import NamespaceError, in_namespace
 from redirect.netlink import CaptureError
@@ -138,15 +138,17 @@ class Namespace:
     def _attended(self, desired: Desired) -> Desired:
         """The kernel told that we are there, if anything depends on it. Where it cannot be told, nothing does."""
         self.doubt = ""
-        if not any(c.open for c in desired.captures):
+        fails_open = any(c.open for c in desired.captures)
+        if not fails_open and desired.hold == Hold():
             self._kernel.vanish()
             return desired
         try:
             self._kernel.appear(self.marks)
         except CaptureError as error:
-            self.doubt = f"failMode open is not possible, and all fails closed: {error}"
+            if fails_open:
+                self.doubt = f"failMode open is not possible, and all fails closed: {error}"
             closed = tuple(replace(c, open=False, open_ports=()) for c in desired.captures)
-            return replace(desired, captures=closed)
+            return replace(desired, captures=closed, told=False)
         return desired
 
     def step_aside(self) -> None:

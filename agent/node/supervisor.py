@@ -128,6 +128,7 @@ class Supervisor:
             time.time,
             self._reported,
             exemptions,
+            settings.discovery.hold,
         )
         self.centre = Centre(
             self.issuance.client,
@@ -142,7 +143,9 @@ class Supervisor:
         )
         self.discovery = Discovery(
             self.membership.node,
-            sources(settings.discovery, self.membership.node, settings.run_dir, self.activation.poke),
+            sources(
+                settings.discovery, self.membership.node, settings.run_dir, self.activation.poke, self.activation.meet
+            ),
             self.issuance.client,
             self._reported,
             never=NEVER_CAPTURED | {settings.tunnel_port, *settings.port_range()},

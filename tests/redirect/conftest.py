@@ -17,7 +17,8 @@ _numbers = count(1)
 
 
 @contextmanager
-def _namespace() -> Iterator[str]:
+def namespace() -> Iterator[str]:
+    """A network namespace with loopback up, for the time of the block; its name."""
     name = f"{unique()}-{next(_numbers)}"
     added = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if added.returncode:
@@ -32,7 +33,7 @@ def _namespace() -> Iterator[str]:
 @pytest.fixture
 def netns() -> Iterator[str]:
     """The name of a fresh network namespace with loopback up; removed afterwards."""
-    with _namespace() as name:
+    with namespace() as name:
         yield name
 
 
@@ -55,7 +56,7 @@ class Wire:
 @pytest.fixture
 def wire(netns: str) -> Iterator[Wire]:
     """The node is `netns`. Everybody is a neighbour of everybody, and a default route exists."""
-    with _namespace() as far:
+    with namespace() as far:
         ip(netns, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", far)
         for name, hosts in ((netns, (1, 2)), (far, (9, 10))):
             for host in hosts:

@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
-from redirect.desired import Capture, Desired, Marks, Opening, Parent, Recognise, Rest, Skip
+from redirect.desired import Capture, Desired, Hold, Marks, Opening, Parent, Recognise, Rest, Skip
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)
@@ -53,6 +53,16 @@ parents = st.lists(
 ).map(tuple)
 
 
+_cards = st.binary(min_size=6, max_size=6).map(lambda b: b.hex(":"))
+holds = st.builds(
+    Hold,
+    bridges=st.frozensets(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), max_size=3),
+    vouched=st.frozensets(st.tuples(addresses, _cards), max_size=4),
+    settled=st.frozensets(st.tuples(addresses, _cards), max_size=2),
+    inside=st.frozensets(addresses, max_size=3),
+)
+
+
 def _place(capture: Capture) -> object:
     return capture.recognise
 
@@ -77,5 +87,7 @@ def desired(draw: st.DrawFn) -> Desired:
         until=draw(st.none() | st.just(1e9)),
         marks=draw(st.sampled_from([Marks(), Marks(rule_priority=60, nat_priority=-120)])),
         parents=draw(parents),
+        hold=draw(holds),
+        told=draw(st.booleans()),
         resolver_port=draw(ports),
     )

@@ -40,10 +40,21 @@ class Podman:
         return done.stdout.strip()
 
     def run(self, name: str, *options: str, command: tuple[str, ...] = ("sleep", "1000"), **labels: str) -> None:
-        """Start a container with labels culvert.io/..."""
+        """Start a container with labels culvert.io/...; the command is one of busybox, or a path."""
         parent = f"--cgroup-parent=/{self.directory.name}"
         marks = [f"--label=culvert.io/{k.replace('_', '-')}={v}" for k, v in labels.items()]
-        self("run", "--detach", "--name", name, parent, *_LIMITS, *marks, *options, IMAGE, "/bin/busybox", *command)
+        program = () if "/" in command[0] else ("/bin/busybox",)
+        self("run", "--detach", "--name", name, parent, *_LIMITS, *marks, *options, IMAGE, *program, *command)
+
+    @contextlib.contextmanager
+    def network(self, subnet: str) -> Iterator[str]:
+        """A bridge network for the time of the block; its name."""
+        name = self.directory.name  # addresses are lent by name, from a list that the whole machine shares
+        self("network", "create", "--subnet", subnet, name)
+        try:
+            yield name
+        finally:
+            subprocess.run(self._command("network", "rm", "--force", name), capture_output=True, timeout=60)
 
     def serve(self) -> None:
         """The API, until `rest`."""
@@ -84,8 +95,9 @@ class Podman:
 
     def _command(self, *words: str) -> list[str]:
         base = ["podman", "--root", f"{self.directory}/storage", "--runroot", f"{self.directory}/run"]
-        base += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--tmpdir"]
-        return [*self.enter, *base, f"{self.directory}/tmp", *words]
+        base += ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc"]
+        base += ["--tmpdir", f"{self.directory}/tmp", "--network-config-dir", f"{self.directory}/networks"]
+        return [*self.enter, *base, *words]
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ async def watching(engine: Podman, tmp_path: Path, nursery: trio.Nursery) -> Asy
     def relinked() -> None:
         made.relinked += 1
 
-    made = Watching(Containers("n1", (engine.socket,), tmp_path / "netns", relinked))
+    made = Watching(Containers("n1", (engine.socket,), tmp_path / "netns", relinked, lambda _: None))
     nursery.start_soon(made.source.run, made.publish)
     yield made
     nursery.cancel_scope.cancel()
@@ -157,7 +157,7 @@ async def test_the_engine_restarts(engine: Podman, watching: Watching) -> None:
 
 async def test_no_engine_is_no_containers_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "ABSENT", 1.0)
-    watching = Watching(Containers("n1", (tmp_path / "none.sock",), tmp_path / "netns", lambda: None))
+    watching = Watching(Containers("n1", (tmp_path / "none.sock",), tmp_path / "netns", lambda: None, lambda _: None))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watching.source.run, watching.publish)
         took = await watching.wait(lambda: watching.seen.whole, 3)

@@ -1,0 +1,16 @@
+"""Who lives behind the bridges of container engines. Values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Station = tuple[str, str]
+"""An address, and the card (link-layer address) that has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """The stations of running containers: those of each that is a workload, by its place (`Match.netns`), and those of
+    `others`, which are nobody's."""
+
+    places: Mapping[str, frozenset[Station]] = field(default_factory=dict)
+    others: frozenset[Station] = frozenset()

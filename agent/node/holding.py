@@ -1,0 +1,63 @@
+"""What of other namespaces the machine's own table holds back: see `redirect.hold`. Pure."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from agent.discovery.tenants import Station, Tenants
+from agent.node.enrolment import Local
+from redirect.desired import Hold, Skip
+
+
+def hold(
+    captured: Iterable[Local], bridges: Mapping[str, Iterable[str]], tenants: Tenants, ready: Collection[str]
+) -> Hold:
+    """`bridges` are those on which the container of each workload lives or lived last; `ready` the workloads whose own
+    namespace has its table now. Who fails open is not held for its own sake.
+
+    What a setting lets out of a captured namespace, or what fails open, comes by here in clear and is right: it is
+    vouched for as long as the table inside stands.
+    """
+    own = {w.place: w for w in captured if w.place}
+    closed = [w for w in own.values() if not w.open]
+    behind = frozenset(name for w in closed for name in bridges.get(w.workload, ()))
+    inside = frozenset(
+        address
+        for w in closed
+        if not bridges.get(w.workload) and not (_lets_out(w) and w.workload in ready)
+        for address, _ in w.serves
+    )
+    if not behind:
+        return Hold(inside=inside)
+    vouched, settled = set(tenants.others), set[Station]()
+    for place, stations in tenants.places.items():
+        local = own.get(place)
+        if local is None or (_lets_out(local) and local.workload in ready):
+            vouched |= stations
+    for local in closed:
+        if not _lets_out(local):
+            # Of several in one namespace one is a workload: what its station sends is the workload's.
+            stations = tenants.places.get(local.place, frozenset())
+            vouched -= stations
+            settled |= stations if local.workload in ready else frozenset()
+    return Hold(behind, frozenset(vouched), frozenset(settled), inside)
+
+
+def lodgings(
+    captured: Iterable[Local], before: Mapping[str, tuple[str, ...]], tenants: Tenants, lives: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """The bridges of each workload: where its container is now (`lives` has the bridge of an address), or was last."""
+    found = {}
+    for local in captured:
+        now = {lives[a] for a, _ in tenants.places.get(local.place, ()) if a in lives} if local.place else set[str]()
+        if names := tuple(sorted(now)) or before.get(local.workload, ()):
+            found[local.workload] = names
+    return found
+
+
+def known(captured: Iterable[Local], tenants: Tenants, held: Hold) -> frozenset[str]:
+    """The workloads whose stations were known with their tables: not that of a container that has been restarted."""
+    stations = ((w.workload, tenants.places.get(w.place, frozenset())) for w in captured if w.place)
+    return frozenset(workload for workload, of in stations if of and of <= held.vouched | held.settled)
+
+
+def _lets_out(local: Local) -> bool:
+    return local.open or local.skip != Skip()

@@ -1,0 +1,88 @@
+"""What of containers and other namespaces is held back by the machine's own table."""
+
+from dataclasses import replace
+
+from agent.discovery.tenants import Tenants
+from agent.node.enrolment import HOST, Local
+from agent.node.holding import hold, known, lodgings
+from ca.resources.workload import Match
+from redirect.desired import Hold, Skip
+
+BOX, OTHER, NEW = ("10.88.0.2", "02:00:00:00:00:02"), ("10.88.0.3", "02:00:00:00:00:03"), ("10.88.0.9", "02::09")
+BRIDGES = {"shop/box": ("podman0",)}
+
+
+def local(name: str, place: str = "/links/box", **rest: object) -> Local:
+    made = Local(
+        f"shop/{name}",
+        f"spiffe://m/ns/shop/sa/{name}",
+        place,
+        Match(netns=place) if place else Match(uid=7),
+        (("10.0.0.7", 80),),
+        True,
+    )
+    return replace(made, **rest)  # type: ignore[arg-type] # some of its fields
+
+
+def lives(*stations: tuple[str, str], others: tuple[tuple[str, str], ...] = (OTHER,)) -> Tenants:
+    return Tenants({"/links/box": frozenset(stations)}, frozenset(others))
+
+
+def test_others_are_vouched_for_and_a_container_that_is_captured_is_settled() -> None:
+    found = hold([local("box")], BRIDGES, lives(BOX), {"shop/box"})
+    assert found == Hold(frozenset({"podman0"}), frozenset({OTHER}), frozenset({BOX}))
+    # Its namespace has no table yet: it may only wait.
+    assert hold([local("box")], BRIDGES, lives(BOX), ()).settled == frozenset()
+
+
+def test_a_container_that_is_not_enrolled_is_nobodys() -> None:
+    assert hold([], {}, lives(BOX), ()) == Hold()
+    beside = [local("beside", "/links/beside")]
+    assert hold(beside, {"shop/beside": ("podman0",)}, lives(BOX), ()).vouched == {BOX, OTHER}
+
+
+def test_what_a_setting_lets_out_is_vouched_for_once_its_table_stands() -> None:
+    skipping = local("box", skip=Skip(ports=(3306,)))
+    assert hold([skipping], BRIDGES, lives(BOX), ()).vouched == {OTHER}
+    assert hold([skipping], BRIDGES, lives(BOX), {"shop/box"}).vouched == {BOX, OTHER}
+    assert hold([skipping], BRIDGES, lives(BOX), {"shop/box"}).settled == frozenset()
+
+
+def test_who_fails_open_is_not_held_for_its_own_sake() -> None:
+    assert hold([local("box", open=True)], BRIDGES, lives(BOX), {"shop/box"}) == Hold()
+    both = [local("box", open=True), local("beside", "/links/beside")]
+    bridges = {**BRIDGES, "shop/beside": ("podman0",)}
+    assert hold(both, bridges, lives(BOX), {"shop/box"}).vouched == {BOX, OTHER}
+    assert hold(both, bridges, lives(BOX), ()).vouched == {OTHER}
+
+
+def test_the_first_container_of_a_pod_vouches_for_nobody() -> None:
+    """It has the station of the workload in it, and no label."""
+    assert hold([local("box")], BRIDGES, lives(BOX, others=(BOX, OTHER)), ()).vouched == {OTHER}
+
+
+def test_a_namespace_that_no_engine_made_is_held_by_its_address() -> None:
+    named = local("pod", "/run/netns/pod")
+    assert hold([named], {}, Tenants(), ()) == Hold(inside=frozenset({"10.0.0.7"}))
+    assert hold([named], {}, Tenants(), {"shop/pod"}) == Hold(inside=frozenset({"10.0.0.7"}))
+    skipping = replace(named, skip=Skip(ports=(3306,)))
+    assert hold([skipping], {}, Tenants(), ()).inside == {"10.0.0.7"}
+    assert hold([skipping], {}, Tenants(), {"shop/pod"}) == Hold()
+    assert hold([replace(named, open=True)], {}, Tenants(), ()) == Hold()
+    assert hold([local("web", HOST)], {}, Tenants(), ()) == Hold()
+
+
+def test_bridges_are_remembered_while_a_container_is_away() -> None:
+    found = lodgings([local("box")], {}, lives(BOX), {BOX[0]: "podman0"})
+    assert found == BRIDGES
+    assert lodgings([local("box")], found, Tenants(), {}) == BRIDGES
+    assert lodgings([local("box")], found, lives(NEW), {NEW[0]: "podman1"}) == {"shop/box": ("podman1",)}
+    assert lodgings([local("web", HOST)], {}, lives(BOX), {BOX[0]: "podman0"}) == {}
+
+
+def test_a_container_that_was_restarted_is_known_no_more() -> None:
+    boxes = [local("box")]
+    before = hold(boxes, BRIDGES, lives(BOX), {"shop/box"})
+    assert known(boxes, lives(BOX), before) == {"shop/box"}
+    assert known(boxes, lives(NEW), before) == frozenset()
+    assert known(boxes, lives(), before) == frozenset()

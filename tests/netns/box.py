@@ -1,0 +1,136 @@
+"""A container of Podman on a bridge that dials the mesh as soon as it runs, and an ear on the wire."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from agent.lab.place import Place
+from agent.lab.sniffer import Sniffer, sniff
+from tests.agent.discovery.podman import Podman, podman
+from tests.netns.node import API, Pair, pair, soon, workload
+from tests.netns.traffic import echo, serving
+
+PORT = 9191
+MARKER = "restarted-containers-say-this-in-confidence"
+MAY = '{{"kind": "Node", "metadata": {{"name": "{}"}}, "spec": {{"discovery": {}}}}}'
+SUBNET = "10.77.2.0/24"
+"""What the wire routes to machine one."""
+_DIAL = """
+# A shell and nc, because they dial some milliseconds after the container has started.
+cd "$(mktemp -d)"
+i=0
+while [ $i -lt {attempts} ]; do
+    (echo {marker} | nc -w {wait} {address} {port} >$i.said 2>$i.error) &
+    i=$((i + 1))
+    [ $i -lt 20 ] || usleep 1000
+done
+wait
+carried=$(cat *.said | grep -c {marker})
+refused=$(cat *.error | grep -c -e refused -e reset)
+echo '{{"attempted": '$i', "carried": '$carried', "refused": '$refused'}}' >/out/new
+mv /out/new /out/told
+"""
+WAIT = 12
+"""Seconds after which an attempt is given up: more than the kernel's first three tries take."""
+
+
+@dataclass
+class Box:
+    """The workload found/box-one: container `box` on the bridge of machine one, which calls shop/api of machine two."""
+
+    two: Pair
+    engine: Podman
+    network: str
+    sniffer: Sniffer
+    out: Path
+    said: list[dict[str, int]] = field(default_factory=list)
+
+    async def run(self, name: str = "box", attempts: int = 60, **marks: str) -> dict[str, int]:
+        """Start a container; what became of its attempts."""
+        where = (f"--network={self.network}", f"--volume={self.out}:/out", "--tmpfs=/tmp")
+        command = ("sh", "-c", self._script(attempts) + "sleep 1000")
+        await self._engine(lambda: self.engine.run(name, *where, command=command, **marks))
+        return await self.told()
+
+    async def again(self, name: str, attempts: int = 10) -> dict[str, int]:
+        """What becomes of attempts of a container that runs."""
+        command = ("exec", name, "/bin/busybox", "sh", "-c", self._script(attempts))
+        await self._engine(lambda: self.engine(*command))
+        return await self.told()
+
+    def _script(self, attempts: int) -> str:
+        address = self.two.two.machine.address
+        return _DIAL.format(attempts=attempts, marker=MARKER, wait=WAIT, address=address, port=PORT)
+
+    async def restart(self, name: str = "box") -> dict[str, int]:
+        """What became of the attempts of the container that has been restarted."""
+        await self._engine(lambda: self.engine("restart", "--time", "0", name))
+        return await self.told()
+
+    async def _engine(self, call: Callable[[], object]) -> None:
+        await trio.to_thread.run_sync(call)
+
+    async def told(self) -> dict[str, int]:
+        """What the next container has to say."""
+
+        told = self.out / "told"
+
+        async def there() -> bool:
+            return told.exists()
+
+        assert await soon(there, WAIT + 10)
+        found: dict[str, int] = json.loads(told.read_text())
+        told.unlink()
+        self.said.append(found)
+        return found
+
+    async def captured(self) -> bool:
+        """Whether the container is captured, or is soon."""
+
+        async def there() -> bool:
+            return "found/box-one" in await self.two.captured(self.two.one)
+
+        return await soon(there)
+
+    def seen(self) -> tuple[int, int]:
+        """What the link has shown since the last time: payload bytes in clear, and connections outside of tunnels."""
+        self.sniffer.drain()
+        assert self.sniffer.lost == 0
+        leaks = self.sniffer.leaks
+        self.sniffer.restart(MARKER.encode())
+        return leaks.clear, sum(flow[3] == PORT for flow in leaks.opened)
+
+
+def total(said: list[dict[str, int]]) -> dict[str, int]:
+    """All of it added up."""
+    return {key: sum(one[key] for one in said) for key in ("attempted", "carried", "refused")}
+
+
+@asynccontextmanager
+async def open_box(**settings: str) -> AsyncIterator[Box]:
+    """The machine and its engine, with the right to register containers, and the container `box`, enrolled and
+    captured; `settings` are further ones of the machine's agent."""
+    async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
+        with podman(tuple(Place(two.one.machine.namespace).command([]))) as engine, engine.network(SUBNET) as network:
+            await trio.to_thread.run_sync(engine.serve)
+            assert two.one.process
+            await two.one.process.end()
+            two.one.settings["CULVERT_AGENT_DISCOVERY_CONTAINERS"] = str(engine.socket)
+            two.one.settings.update(settings)
+            await two.mesh.start_agent(two.one)
+            may = json.dumps({"namespaces": ["found"], "addresses": [SUBNET]})
+            await two.mesh.operator("apply", "-f", "-", stdin=MAY.format("one", may))
+            await two.apply(workload("api", "two", {"uid": API}, PORT))
+            await two.enrol("api")
+            out = engine.directory / "out"
+            out.mkdir()
+            async with serving(Place(two.two.machine.namespace, API), two.two.machine.address, PORT, echo):
+                made = Box(two, engine, network, sniffer, out)
+                await made.run(namespace="found", labels="mesh=on")
+                assert await made.captured()
+                sniffer.restart(MARKER.encode())
+                yield made

@@ -1,0 +1,82 @@
+"""A container that restarts and dials at once: its namespace and its address are new, and nothing slips out."""
+
+import pytest
+
+from tests.netns.box import MARKER, open_box, total
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = 20
+NO_HOLD = {"CULVERT_AGENT_DISCOVERY_HOLD": "false"}
+
+
+async def test_restarts_of_a_container_leave_no_gap() -> None:
+    async with open_box() as box:
+        said = total([await box.restart() for _ in range(ROUNDS)])
+        print(said)
+        assert said["attempted"] == ROUNDS * 60
+        assert said["carried"] + said["refused"] == said["attempted"]
+        assert said["carried"] >= 0.98 * said["attempted"], said
+        assert box.seen() == (0, 0)
+        closed = (await box.two.ask(box.two.one, "connections"))["closed"]
+        assert {c["source"]["workload"] for c in closed[-100:]} == {"found/box-one"}
+
+
+async def test_without_the_hold_the_same_restarts_are_there_for_all_to_read() -> None:
+    """That there is a gap, and that the sniffer sees it."""
+    async with open_box(**NO_HOLD) as box:
+        said = total([await box.restart() for _ in range(5)])
+        payload, connections = box.seen()
+        print(said, payload, connections)
+        assert said["carried"] == said["attempted"]
+        assert connections > 5
+        assert payload == 2 * connections * len(MARKER)
+
+
+async def test_while_the_agent_is_away_it_is_refused_at_once() -> None:
+    async with open_box() as box:
+        process = box.two.one.process
+        assert process
+        await process.kill()
+        for _ in range(3):
+            assert await box.restart() == {"attempted": 60, "carried": 0, "refused": 60}
+        assert box.seen() == (0, 0)
+        await box.two.mesh.start_agent(box.two.one)
+        assert await box.captured()
+        said = await box.restart()
+        assert said["carried"] >= 55, said
+        assert box.seen() == (0, 0)
+
+
+async def test_neighbours_on_the_bridge_go_on_in_clear() -> None:
+    """A new one waits for a moment with what it sends to the mesh, and one that is known never does."""
+    async with open_box() as box:
+        assert await box.run("neighbour") == {"attempted": 60, "carried": 60, "refused": 0}
+        assert box.seen() == (2 * 60 * len(MARKER), 60)
+        assert await box.again("neighbour") == {"attempted": 10, "carried": 10, "refused": 0}
+        process = box.two.one.process
+        assert process
+        await process.kill()
+        assert await box.again("neighbour") == {"attempted": 10, "carried": 10, "refused": 0}
+        assert box.seen()[1] == 20
+        # Whoever is new while nobody can say who it is may be a workload.
+        assert await box.run("stranger", attempts=10) == {"attempted": 10, "carried": 0, "refused": 10}
+        await box.two.mesh.start_agent(box.two.one)
+        assert await box.captured()
+        assert (await box.again("stranger"))["carried"] == 10
+
+
+async def test_the_boot_guard_holds_containers_before_there_is_an_agent() -> None:
+    async with open_box() as box:
+        process, machine = box.two.one.process, box.two.one.machine
+        assert process
+        await process.kill()
+        await box.two.nft(machine, "flush", "ruleset")
+        said = await box.two.mesh.on(box.two.one, "capture", "guard")
+        print(said)
+        assert await box.restart() == {"attempted": 60, "carried": 0, "refused": 60}
+        assert box.seen() == (0, 0)
+        await box.two.mesh.start_agent(box.two.one)
+        assert await box.captured()
+        assert (await box.restart())["carried"] >= 55
+        assert box.seen() == (0, 0)

@@ -1,0 +1,171 @@
+"""Who comes from another namespace of the machine and was not captured there: held, unless known to be nobody's."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import pytest
+
+from redirect.desired import Capture, Desired, Hold, Recognise
+from redirect.kernel import Kernel
+from redirect.namespace import in_namespace
+from tests.redirect.conftest import Wire, namespace
+from tests.redirect.traffic import MARKS, REFUSED, Server, ip, nft, reached, tcp_pair
+
+FAR = ["10.77.0.9", "fd77::9"]
+MESH = frozenset((address, 80) for address in (*FAR, "10.77.0.1", "fd77::1"))
+UNIT = Capture("shop/unit", Recognise(uid=1), 15101, (("10.77.0.1", 80), ("fd77::1", 80)), shares_address=True)
+BRIDGE = Hold(bridges=frozenset({"boxes"}))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A container behind the node's bridge, whose addresses end in .5."""
+
+    node: str
+    far: str
+    box: str
+    kernel: Kernel
+    card: str
+
+    def reached(self, address: str, port: int = 80) -> str:
+        return reached(self.box, address, port)
+
+    def apply(self, hold: Hold, **rest: object) -> None:
+        desired = replace(Desired((UNIT,), MESH, hold=hold), **rest)  # type: ignore[arg-type] # some of its fields
+        self.kernel.apply(desired)
+        assert self.kernel.differences(desired) == []
+
+
+@pytest.fixture
+def scene(wire: Wire, kernel: Kernel) -> Iterator[Scene]:
+    node = wire.node
+    with namespace() as box, ExitStack() as stack:
+        ip(node, "link", "add", "boxes", "type", "bridge")
+        ip(node, "link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", box)
+        ip(node, "link", "set", "veth0", "master", "boxes", "up")
+        for where, card, host in ((node, "boxes", 1), (box, "eth0", 5)):
+            ip(where, "addr", "add", f"10.99.0.{host}/24", "dev", card)
+            ip(where, "addr", "add", f"fd99::{host}/64", "dev", card, "nodad")
+            ip(where, "link", "set", card, "up")
+        for gateway, network in (("10.99.0.1", "10.99.0.0/24"), ("fd99::1", "fd99::/64")):
+            ip(box, "route", "add", "default", "via", gateway)
+            ip(wire.far, "route", "add", network, "via", "fd77::1" if ":" in network else "10.77.0.1")
+        in_namespace(node, _forward)
+        for address in ("0.0.0.0", "::"):
+            for port in (80, 81):
+                stack.enter_context(Server(wire.far, "far", address, port))
+            stack.enter_context(Server(node, "inbound", address, 15006, MARKS.agent))
+        card = ip(box, "-br", "link", "show", "eth0").split()[2]
+        yield Scene(node, wire.far, box, kernel, card)
+
+
+def _forward() -> None:
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        with open(f"/proc/sys/net/{name}", "w") as file:
+            file.write("1")
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_newcomers_behind_a_bridge_do_not_reach_the_mesh(scene: Scene, address: str) -> None:
+    assert scene.reached(address) == "far"
+    scene.apply(BRIDGE)
+    assert scene.reached(address) == REFUSED
+    assert scene.reached(address.replace(".9", ".1").replace("::9", "::1")) == REFUSED  # nor this machine's workloads
+    assert scene.reached(address, 81) == "far"
+    assert reached(scene.node, address, 80) == "far"
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_while_the_agent_is_there_they_wait(scene: Scene, address: str) -> None:
+    """The packet that opens a connection is sent again after a second, and finds things as they are then."""
+    source = "fd99::5" if ":" in address else "10.99.0.5"
+    scene.apply(BRIDGE)
+    scene.kernel.appear(MARKS)
+    said: list[str] = []
+    caller = threading.Thread(target=lambda: said.append(scene.reached(address)))
+    started = time.monotonic()
+    caller.start()
+    while "packets 0" in _line(scene.node, "waits", address):  # until it was dropped once
+        time.sleep(0.01)
+    scene.apply(replace(BRIDGE, vouched=frozenset({(source, scene.card)})))
+    caller.join()
+    assert said == ["far"]
+    assert 0.9 < time.monotonic() - started < 2.5
+    scene.apply(BRIDGE)
+    scene.kernel.vanish()
+    assert scene.reached(address) == REFUSED
+
+
+def _line(node: str, comment: str, address: str) -> str:
+    chain = nft(node, "list", "chain", "inet", "culvert", "newcomer")
+    family = "mesh6" if ":" in address else "mesh4"
+    return next(line for line in chain.splitlines() if comment in line and family in line)
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_stations_are_known_by_address_and_card(scene: Scene, address: str) -> None:
+    source = "fd99::5" if ":" in address else "10.99.0.5"
+    scene.apply(replace(BRIDGE, vouched=frozenset({(source, scene.card)})))
+    assert scene.reached(address) == "far"
+    rules = nft(scene.node, "-a", "list", "chain", "inet", "culvert", "hold")
+    for stranger in ((source, "02:00:00:00:00:01"), (source[:-1] + "6", scene.card)):
+        scene.apply(replace(BRIDGE, vouched=frozenset({stranger})))
+        assert scene.reached(address) == REFUSED
+    # Elements were changed and no rules; people can read both.
+    assert nft(scene.node, "-a", "list", "chain", "inet", "culvert", "hold") == rules
+    assert f"{source[:-1]}6 . {scene.card}" in nft(scene.node, "list", "table", "inet", "culvert")
+    print(nft(scene.node, "list", "table", "inet", "culvert"))
+    assert '"boxes"' in nft(scene.node, "list", "set", "inet", "culvert", "bridges")
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_what_began_in_front_of_its_own_table_is_refused(scene: Scene, address: str) -> None:
+    source = "fd99::5" if ":" in address else "10.99.0.5"
+    scene.apply(replace(BRIDGE, settled=frozenset({(source, scene.card)})))
+    scene.kernel.appear(MARKS)
+    assert scene.reached(address) == REFUSED
+    assert scene.reached(address, 81) == "far"
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_an_address_inside_is_held_wherever_it_comes_from(scene: Scene, address: str) -> None:
+    scene.apply(Hold(inside=frozenset({"10.99.0.5", "fd99::5"})))
+    assert scene.reached(address) == REFUSED
+    assert scene.reached(address, 81) == "far"
+    scene.apply(Hold(inside=frozenset({"10.99.0.6", "fd99::6"})))
+    assert scene.reached(address) == "far"
+
+
+def test_connections_that_stand_go_on(scene: Scene) -> None:
+    listening = in_namespace(scene.far, lambda: socket.create_server(("10.77.0.9", 82)))
+    with listening:
+        client, server = tcp_pair(scene.box, listening)
+        with client, server:
+            scene.apply(BRIDGE, mesh=frozenset({("10.77.0.9", 82)}))
+            assert reached(scene.box, "10.77.0.9", 82) == REFUSED
+            client.sendall(struct.pack("!I", 7))
+            assert server.recv(10) == struct.pack("!I", 7)
+
+
+def test_what_is_never_captured_is_not_held(scene: Scene) -> None:
+    scene.apply(BRIDGE, never=frozenset({80}))
+    assert scene.reached(FAR[0]) == "far"
+    scene.apply(BRIDGE, spared=frozenset({(FAR[0], 80)}))
+    assert (scene.reached(FAR[0]), scene.reached(FAR[1])) == ("far", REFUSED)
+    scene.apply(BRIDGE, until=1.0)  # a trial that is over
+    assert scene.reached(FAR[0]) == "far"
+    scene.apply(BRIDGE)
+    assert scene.reached(FAR[0]) == REFUSED
+    scene.apply(Hold())
+    assert scene.reached(FAR[0]) == "far"
+
+
+def test_where_the_kernel_cannot_be_told_of_the_agent_all_are_refused(scene: Scene) -> None:
+    scene.apply(BRIDGE, told=False)
+    assert scene.reached(FAR[0]) == REFUSED
+    assert "ct label" not in nft(scene.node, "list", "table", "inet", "culvert")
