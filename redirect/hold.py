@@ -17,10 +17,12 @@ from redirect.phrases import head, rule, towards, towards_local_ports
 from redirect.presence import PRESENT
 from redirect.ruleset import (
     ETHERNET,
+    IIF,
     IIFNAME,
     IIFTYPE,
     IPV4,
     IPV6,
+    LOOPBACK,
     NFPROTO,
     SADDR4,
     SADDR6,
@@ -81,6 +83,8 @@ def _to_mesh(*statements: Statement, comment: str) -> Iterator[Rule]:
 def _whose(held: Hold) -> Iterator[Rule]:
     stop = Verdict(Code.GOTO, NEWCOMER)
     if held.inside:
+        # Of a borrowed address the agent's own connections come in by loopback.
+        yield rule(Match(IIF, LOOPBACK), Verdict(Code.RETURN))
         yield rule(Match(NFPROTO, IPV4), Member((SADDR4,), INSIDE[Key.ADDRESS4]), stop)
         yield rule(Match(NFPROTO, IPV6), Member((SADDR6,), INSIDE[Key.ADDRESS6]), stop)
     if held.bridges:

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from redirect.desired import Marks
 from redirect.frames import attribute, attributes
 from redirect.netlink import Netlink, Refused
+from redirect.ruleset import LOOPBACK
 
 NEW_ROUTE, DEL_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_RULE, DEL_RULE, GET_RULE = 32, 33, 34
 CREATE, EXCLUSIVE = 0x400, 0x200
 PROTOCOL = 199
 """Author of our rules and routes, in the range left to routing daemons; `ip rule` and `ip route` print it as proto."""
-LOOPBACK = 1
-"""Interface number of lo, the same in every network namespace."""
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ABSENT = (errno.ENOENT, errno.ESRCH)
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES)

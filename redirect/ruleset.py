@@ -16,6 +16,8 @@ IPV4, IPV6 = 2, 10
 """Protocol families as `meta nfproto` has them (linux/netfilter.h)."""
 LOCAL = 2
 """RTN_LOCAL, an address type of linux/rtnetlink.h."""
+LOOPBACK = 1
+"""The number of lo in every network namespace."""
 ETHERNET = 1
 """ARPHRD_ETHER of linux/if_arp.h."""
 REPLY, ORIGINAL = 1, 0
@@ -48,6 +50,7 @@ MARK = Field("meta", 3, 4, "meta mark")
 SKUID = Field("meta", 10, 4, "meta skuid")
 NFPROTO = Field("meta", 15, 1, "meta nfproto")
 L4PROTO = Field("meta", 16, 1, "meta l4proto")
+IIF = Field("meta", 4, 4, "iif")
 IIFTYPE = Field("meta", 8, 2, "meta iiftype")
 IIFNAME = Field("meta", 6, 16, "iifname", big=True)
 SADDR_LINK = Field("link", 6, 6, "ether saddr", big=True)
@@ -65,7 +68,22 @@ CT_LABEL = Field("ct", 13, 16, "ct label")
 SOCKET_MARK = Field("socket", 1, 4, "socket mark")
 
 PLAIN_FIELDS = (
-    *(MARK, SKUID, NFPROTO, L4PROTO, IIFTYPE, IIFNAME, SADDR_LINK, SADDR4, DADDR4, SADDR6, DADDR6, DPORT, TCP_FLAGS),
+    *(
+        MARK,
+        SKUID,
+        NFPROTO,
+        L4PROTO,
+        IIF,
+        IIFTYPE,
+        IIFNAME,
+        SADDR_LINK,
+        SADDR4,
+        DADDR4,
+        SADDR6,
+        DADDR6,
+        DPORT,
+        TCP_FLAGS,
+    ),
     *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, SOCKET_MARK),
 )
 

@@ -141,6 +141,14 @@ def test_an_address_inside_is_held_wherever_it_comes_from(scene: Scene, address:
     assert scene.reached(address) == "far"
 
 
+def test_the_agent_may_borrow_an_address_that_is_held(scene: Scene) -> None:
+    scene.apply(Hold(inside=frozenset({"10.99.0.5"})), mesh=frozenset({("10.77.0.1", 82)}))
+    with Server(scene.node, "application", "10.77.0.1", 82):
+        dialled = reached(scene.node, "10.77.0.1", 82, mark=MARKS.spoof, source="10.99.0.5", transparent=True)
+        assert dialled == "application"
+        assert scene.reached("10.77.0.1", 82) == REFUSED
+
+
 def test_connections_that_stand_go_on(scene: Scene) -> None:
     listening = in_namespace(scene.far, lambda: socket.create_server(("10.77.0.9", 82)))
     with listening:
