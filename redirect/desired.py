@@ -119,7 +119,7 @@ class Desired:
     everywhere, those to `login_ports` at this machine's own addresses, and those to the (address, port) pairs in
     `spared`. From `until` (seconds of the clock that runs since boot) on the table takes nothing any more: None for one
     that was confirmed. `hold` is about what comes from other namespaces, and `told` says whether the kernel can be told
-    that the agent is there."""
+    that the agent is there, `cgroups` whether it can tell cgroups apart: without, nothing asks for one."""
 
     captures: tuple[Capture, ...] = ()
     mesh: frozenset[tuple[str, int]] = frozenset()
@@ -133,5 +133,16 @@ class Desired:
     until: float | None = None
     hold: Hold = Hold()
     told: bool = True
+    cgroups: bool = True
     parents: tuple[Parent, ...] = ()
     marks: Marks = field(default_factory=Marks)
+
+    @property
+    def asked(self) -> tuple[Parent, ...]:
+        """The parents below which cgroups may be unknown."""
+        return self.parents if self.cgroups else ()
+
+    @property
+    def told_apart(self) -> tuple[Capture, ...]:
+        """The captures whose own connections the kernel can recognise."""
+        return tuple(c for c in self.captures if self.cgroups or c.recognise.cgroup is None)

@@ -4,8 +4,9 @@ import errno
 
 from redirect.netlink import CaptureError, Refused
 
+CGROUPS = "socket cgroupv2"
 _FEATURES = {
-    "socket cgroupv2": (
+    CGROUPS: (
         "workloads cannot be told apart by cgroup on this kernel (it needs nft_socket, cgroup v2 and Linux 5.13); "
         "match them by uid, address or network namespace"
     ),
@@ -20,6 +21,11 @@ _FEATURES = {
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOSYS)
 
 
+def lacks_cgroups(refused: Refused) -> bool:
+    """Whether it was only that this kernel cannot tell cgroups apart, or not at such a depth."""
+    return refused.code in (*_UNSUPPORTED, errno.ERANGE) and CGROUPS in refused.about
+
+
 def explain(refused: Refused) -> CaptureError:
     """The error for the operator."""
     text = f"the kernel refused {refused.about}: {refused.refusal}"
@@ -31,7 +37,7 @@ def explain(refused: Refused) -> CaptureError:
         cause = "loopback is down in this network namespace: `ip link set lo up`"
     elif refused.code in (errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM):
         cause = "the transaction is too large for this socket: raise net.core.wmem_max, or run as root"
-    elif refused.code in _UNSUPPORTED:
+    elif refused.code in _UNSUPPORTED or lacks_cgroups(refused):
         cause = next((hint for word, hint in _FEATURES.items() if word in refused.about), "")
     else:
         cause = ""

@@ -31,7 +31,7 @@ from redirect.encode import (
     replace_table,
     take_table,
 )
-from redirect.explain import explain
+from redirect.explain import explain, lacks_cgroups
 from redirect.frames import attribute, attributes
 from redirect.hold import hold_sets
 from redirect.names import MESH, PRESENCE, TABLE
@@ -68,6 +68,7 @@ class Kernel:
         self._known: Ruleset | None = None
         self._generation: int | None = None
         self._present = False
+        self._lacks = ""
         self._nft = self._inside(lambda: Netlink(NETFILTER))
         try:
             self._routes = self._inside(lambda: Netlink(ROUTE))
@@ -80,8 +81,9 @@ class Kernel:
         self._nft.close()
         self._routes.close()
 
-    def apply(self, desired: Desired, afresh: bool = False) -> None:
-        """Make the kernel do what is desired, with no moment in which less is captured than before and after.
+    def apply(self, desired: Desired, afresh: bool = False) -> str:
+        """Make the kernel do what is desired, with no moment in which less is captured than before and after. Returns
+        what of it this kernel cannot do: where it cannot tell cgroups apart, all the rest is done.
 
         What is refused leaves things as they were. A change of mesh addresses, or of cgroups and stations that are
         nobody's, touches those elements only.
@@ -89,17 +91,38 @@ class Kernel:
         Counters go on from where they were, but for the milliseconds in which their own workload's rules change.
         """
         with self._lock:
+            flags = self._flags
             try:
-                if afresh or not self._change_elements(desired):
-                    if self._applied is None or self._applied.marks != desired.marks:
-                        routing.remove_others(self._routes, desired.marks)
-                    planned = plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME))
-                    self._move(planned, afresh)
-                    self._applied, self._known = desired, planned
-                    routing.install(self._routes, desired.marks)
+                self._put(self._able(desired), afresh)
             except Refused as refused:
                 self._forget()
-                raise explain(refused) from refused
+                if self._lacks or not lacks_cgroups(refused):
+                    raise explain(refused) from refused
+                self._lacks, self._flags = str(explain(refused)), flags
+                try:
+                    self._put(self._able(desired), afresh)
+                except Refused as again:
+                    self._forget()
+                    raise explain(again) from again
+            return self._lacks if self._able(desired).told_apart != desired.captures else ""
+
+    def _put(self, desired: Desired, afresh: bool) -> None:
+        if afresh or not self._change_elements(desired):
+            if self._applied is None or self._applied.marks != desired.marks:
+                routing.remove_others(self._routes, desired.marks)
+            planned = plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME))
+            self._move(planned, afresh)
+            self._applied, self._known = desired, planned
+            routing.install(self._routes, desired.marks)
+
+    def _able(self, desired: Desired) -> Desired:
+        """What of it this kernel can do, as far as it has refused something."""
+        return replace(desired, cgroups=False) if self._lacks else desired
+
+    @property
+    def owned(self) -> bool:
+        """Whether the table that was applied is nobody else's to change."""
+        return bool(self._flags)
 
     def appear(self, marks: Marks) -> None:
         """Say that the agent is there, as long as this socket is open or until `vanish`: see `presence`. CaptureError
@@ -130,7 +153,7 @@ class Kernel:
         with self._lock:
             try:
                 return [
-                    *compare(plan(desired, time.clock_gettime(time.CLOCK_BOOTTIME)), self._held()),
+                    *compare(plan(self._able(desired), time.clock_gettime(time.CLOCK_BOOTTIME)), self._held()),
                     *routing.missing(self._routes, desired.marks),
                 ]
             except Refused as refused:
@@ -353,7 +376,7 @@ class Kernel:
 def _element_sets(of: Desired, than: Desired) -> tuple[Set, ...]:
     """The sets of `of` in which it may differ from `than`, with the addresses that both have left out."""
     mesh = frozenset() if of.mesh is than.mesh else of.mesh - than.mesh
-    return (*endpoint_sets(MESH, mesh), *parent_sets(of.parents), *hold_sets(of.hold))
+    return (*endpoint_sets(MESH, mesh), *parent_sets(of.asked), *hold_sets(of.hold))
 
 
 def _header() -> bytes:

@@ -43,9 +43,9 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
     ports = Counter(c.port for c in desired.captures)
     if doubled := sorted(port for port, times in ports.items() if times > 1):
         raise ValueError(f"capture port {doubled[0]} is kept for several workloads: the port is the identity")
-    maps = dispatch_maps(desired.captures)
+    maps = dispatch_maps(desired.told_apart)
     rest = unmeshed_maps(maps)
-    resolver = (desired.resolver_port,) if desired.parents else ()
+    resolver = (desired.resolver_port,) if desired.asked else ()
     return Ruleset(
         TABLE,
         sets=(
@@ -57,7 +57,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             numbers("kept-ports", Key.PORT, (desired.inbound_port, *resolver, *ports)),
             numbers("agents", Key.UID, desired.agent_uids),
             *(each for capture in desired.captures for each in skip_sets(capture)),
-            *parent_sets(desired.parents),
+            *parent_sets(desired.asked),
             *hold_sets(desired.hold),
         ),
         maps=(*maps, *rest),
@@ -103,6 +103,6 @@ def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:
     everything = (rule(Verdict(Code.GOTO, FROM + c.workload)) for c in desired.captures if c.recognise.everything)
     return Chain(
         OUT,
-        (*head(desired), *own, *dispatch(maps, desired.parents), *everything, rule(Verdict(Code.GOTO, INBOUND))),
+        (*head(desired), *own, *dispatch(maps, desired.asked), *everything, rule(Verdict(Code.GOTO, INBOUND))),
         Base("nat", Hook.OUTPUT, marks.nat_priority),
     )

@@ -33,6 +33,40 @@ def trial(marks: Marks, cgroups: bool = True) -> list[str]:
     return in_scratch(lambda: _refused(desired))
 
 
+def owned(marks: Marks) -> bool:
+    """Whether a table can be nobody else's to change. CaptureError or NamespaceError when it cannot be tried."""
+    return in_scratch(lambda: _owned(Desired(_CAPTURES, marks=marks)))
+
+
+def _owned(desired: Desired) -> bool:
+    _loopback_up()
+    kernel = Kernel(own=True)
+    try:
+        kernel.apply(desired)
+        return kernel.owned
+    finally:
+        kernel.close()
+
+
+def told(marks: Marks) -> str:
+    """Why the kernel cannot be told that the agent is there; empty where it can. NamespaceError."""
+    return in_scratch(lambda: _told(marks))
+
+
+def _told(marks: Marks) -> str:
+    try:
+        kernel = Kernel()
+    except OSError as error:
+        return str(error)
+    try:
+        kernel.appear(marks)
+        return ""
+    except CaptureError as error:
+        return str(error)
+    finally:
+        kernel.close()
+
+
 def _refused(desired: Desired) -> list[str]:
     _loopback_up()
     try:
@@ -41,7 +75,8 @@ def _refused(desired: Desired) -> list[str]:
         hint = "; `modprobe nf_tables`" if error.errno == errno.EPROTONOSUPPORT else ""
         return [f"the kernel has no netlink for rules: {os.strerror(error.errno or 0)}{hint}"]
     try:
-        kernel.apply(desired)
+        if lacking := kernel.apply(desired):
+            return [lacking]
         return kernel.differences(desired)
     except CaptureError as error:
         return [str(error)]

@@ -28,6 +28,23 @@ def trial(refusals: Sequence[str], without_cgroups: Sequence[str]) -> Finding:
     return Finding("nft", "fail", _first(without_cgroups), "use a kernel with nf_tables, as Debian's has")
 
 
+def presence(owned: bool, untold: str) -> Finding:
+    """`owned`: whether our table can be nobody else's to change; `untold`: why the kernel cannot know whether the agent
+    is there."""
+    doubts = [
+        *(
+            []
+            if owned
+            else ["`nft flush ruleset` of others takes our table away until a watch restores it (before 6.9)"]
+        ),
+        *([f"failMode open is not possible, and all fails closed: {untold}"] if untold else []),
+    ]
+    if doubts:
+        return Finding("own tables", "warn", "; ".join(doubts), "use Linux 6.9 or later")
+    text = "nobody else changes them while it runs, and the kernel knows when it has gone"
+    return Finding("own tables", "ok", text)
+
+
 def no_trial(reason: str) -> Finding:
     """The trial could not be made."""
     return Finding("nft", "unknown", f"not tried: {reason}", "run `culvert check` as root")

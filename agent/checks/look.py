@@ -26,8 +26,8 @@ from redirect.diag import LISTEN, Sockets
 from redirect.names import PRESENCE, TABLE
 from redirect.namespace import NamespaceError
 from redirect.neighbours import neighbours
-from redirect.netlink import Refused
-from redirect.trial import trial
+from redirect.netlink import CaptureError, Refused
+from redirect.trial import owned, told, trial
 
 DIAL = 3.0
 """Seconds for the centre to answer a connection."""
@@ -63,6 +63,7 @@ def look(settings: AgentSettings, node: Node) -> list[Finding]:
         ("mounts", _mounts),
         ("cgroups", lambda: kernel.cgroups(mount_point(), _watches())),
         ("nft", lambda: _trial(settings)),
+        ("own tables", lambda: _presence(settings)),
         ("IPv6", _ipv6),
         ("conntrack", lambda: room.conntrack(_netfilter("count"), _netfilter("max"), sockets_in_use())),
         ("descriptors", lambda: room.descriptors(_limit(), node.workloads, settings.worker_count, _machine_files())),
@@ -122,6 +123,13 @@ def _trial(settings: AgentSettings) -> Finding:
         return kernel.trial(refusals, trial(settings.packet_marks, cgroups=False) if refusals else ())
     except NamespaceError as error:
         return kernel.no_trial(str(error))
+
+
+def _presence(settings: AgentSettings) -> Finding:
+    try:
+        return kernel.presence(owned(settings.packet_marks), told(settings.packet_marks))
+    except (CaptureError, NamespaceError) as error:
+        return Finding("own tables", "unknown", f"not tried: {error}", "run `culvert check` as root")
 
 
 def _ipv6() -> Finding:

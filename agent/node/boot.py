@@ -14,7 +14,7 @@ from agent.node.cgroups import Cgroups
 from agent.node.enrolment import HOST, admitted, enrol, tables
 from agent.node.exempt import Exemptions
 from agent.node.holding import hold
-from agent.node.namespace import standing, title
+from agent.node.namespace import UNTOLD, standing, title
 from agent.node.state import State
 from agent.settings import AgentSettings, worker_account
 from redirect.desired import Desired
@@ -67,7 +67,8 @@ def lay(wanted: dict[str, Desired]) -> tuple[list[str], list[str]]:
         try:
             kernel = Kernel(place or None, own=True)
             try:
-                kernel.apply(desired)
+                if lacking := kernel.apply(desired):
+                    problems.append(f"{title(place)}: {UNTOLD}: {lacking}")
             finally:
                 kernel.close()
             held += [capture.workload for capture in desired.captures]

@@ -25,6 +25,7 @@ from redirect.ruleset import Ruleset
 from redirect.watch import Watch
 
 OWN = "/proc/self/ns/net"
+UNTOLD = "workloads that are matched by cgroup are guarded, but what they send is not captured"
 
 _V4, _V6 = socket.AF_INET, socket.AF_INET6
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -130,9 +131,11 @@ class Namespace:
         """Put the table into the kernel."""
         self.known = False
         try:
-            self._kernel.apply(self._attended(desired), afresh)
+            lacking = self._kernel.apply(self._attended(desired), afresh)
         except ValueError as error:
             raise CaptureError(errno.EINVAL, f"the capture rules contradict each other: {error}") from error
+        if lacking:
+            self.doubt = "; ".join(filter(None, (self.doubt, f"{UNTOLD}: {lacking}")))
         self.applied, self.known = desired, True
 
     def _attended(self, desired: Desired) -> Desired:

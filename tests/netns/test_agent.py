@@ -379,6 +379,16 @@ async def test_a_kernel_that_refuses_is_asked_again(two: Pair) -> None:
     assert await two.talk(Place(two.pod.namespace)) == "220 api greets 10.77.3.10\r\nho"
 
 
+async def test_where_cgroups_cannot_be_told_apart_the_rest_is_captured(two: Pair) -> None:
+    """No kernel looks so deep; an old one refuses every level."""
+    await two.apply(workload("deep", "one", {"cgroup": "/".join("a" * 300)}))
+    await two.enrol("web", "api", "deep")
+    problems = (await two.ask(two.one, "status"))["problems"]
+    assert any("what they send is not captured: the kernel refused" in p for p in problems), problems
+    assert await two.talk() == CAPTURED
+    assert (await two.captured(two.one)).keys() == {"shop/web", "shop/deep"}
+
+
 async def _without_problems(two: Pair, node: Node) -> bool:
     return not (await two.ask(node, "status")).get("problems")
 

@@ -89,5 +89,6 @@ def desired(draw: st.DrawFn) -> Desired:
         parents=draw(parents),
         hold=draw(holds),
         told=draw(st.booleans()),
+        cgroups=draw(st.booleans()),
         resolver_port=draw(ports),
     )

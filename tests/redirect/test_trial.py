@@ -8,7 +8,7 @@ import pytest
 
 from redirect.desired import Marks
 from redirect.namespace import NamespaceError, in_scratch
-from redirect.trial import trial
+from redirect.trial import owned, told, trial
 
 
 def test_this_kernel_takes_it_and_nothing_is_left() -> None:
@@ -17,6 +17,14 @@ def test_this_kernel_takes_it_and_nothing_is_left() -> None:
     except NamespaceError as error:
         pytest.skip(str(error))
     assert trial(Marks(), cgroups=False) == []
+
+
+def test_this_kernel_knows_owners_and_when_they_go() -> None:
+    try:
+        assert owned(Marks())
+    except NamespaceError as error:
+        pytest.skip(str(error))
+    assert told(Marks()) == ""
 
 
 def test_a_scratch_namespace_is_empty_and_not_ours() -> None:

@@ -20,6 +20,14 @@ def test_the_trial_tells_a_kernel_without_cgroups_from_one_without_rules() -> No
     assert kernel.no_trial("not root").state == "unknown"
 
 
+def test_tables_that_end_with_the_agent_need_a_young_kernel() -> None:
+    assert kernel.presence(True, "").state == "ok"
+    assert "nft flush ruleset" in kernel.presence(False, "").text
+    without = kernel.presence(False, "it needs Linux 5.12")
+    assert (without.state, without.remedy) == ("warn", "use Linux 6.9 or later")
+    assert "failMode open is not possible" in without.text
+
+
 @pytest.mark.parametrize(
     ("finding", "state", "word"),
     [
