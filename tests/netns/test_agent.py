@@ -17,6 +17,7 @@ from agent.lab import programs
 from agent.lab.mesh import Node
 from agent.lab.namespace import Namespace
 from agent.lab.place import Place, create_cgroup, remove_cgroup
+from agent.lab.process import eventually
 from agent.lab.topology import Host, _addresses, _awaken
 from redirect.cgroup import mount_point
 from tests.netns.node import Pair, pair, soon, workload
@@ -202,9 +203,9 @@ async def test_a_table_that_has_no_owner_is_restored(two: Pair) -> None:
     assert "owner" not in await two.rules(two.one.machine)
     await two.nft(two.one.machine, "flush", "ruleset")
     assert await soon(lambda: _contains(two.rules(two.one.machine), whole))
-    said = two.one.process.tail(100)
-    assert "capture-changed-by-others" in said
-    assert "not_captured_for_seconds" in said
+    said = two.one.process.output
+    assert await eventually(lambda: "not_captured_for_seconds" in said()), said()  # told when it is done
+    assert "capture-changed-by-others" in said()
     assert await two.talk() == CAPTURED
 
 

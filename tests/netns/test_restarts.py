@@ -46,7 +46,7 @@ async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> N
     async with trio.open_nursery() as nursery:
         nursery.start_soon(go_on)
         said = await unit.storm(rounds=1, attempts=600)
-    assert said["carried"] == said["attempted"] == 600
+    assert said["carried"] == said["attempted"] == 600, said
     assert unit.seen() == (2 * 600 * len(MARKER), 600)
     resolved = await unit.resolved()
     assert 0 < resolved < 600

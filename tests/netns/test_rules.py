@@ -122,7 +122,7 @@ async def test_held_when_a_start_fails(town: Town) -> None:
             assert not ran.ok
             said = ran.errors + ran.output.decode()
             assert "15008" in said
-            assert "Traceback" not in said
+            assert "Traceback" not in said, said
             await held(town, served, sniffer)
         await restart(town)
         await works_again(town)
