@@ -4,7 +4,7 @@ What a worker is to know is kept here whole, and each new one gets it in this or
 it is ready, Roots, Identities, the view, Namespaced, Signs, Listen. So it accepts nothing before it can judge and
 speak, and nothing by a view that grew old while it started: connections wait in the queues of its sockets for that
 long. The listening sockets stay open here while a worker is replaced: connections queue in them instead of being
-refused.
+refused, but for the pauses of one that keeps dying.
 """
 
 import errno
@@ -38,6 +38,7 @@ from agent.messages import (
     View,
 )
 from agent.node.child import Child
+from agent.node.turning_away import turn_away
 from agent.node.view import Change, MeshView, whole
 from redirect.desired import Marks
 from redirect.namespace import NamespaceError, in_namespace
@@ -252,10 +253,29 @@ class Workers:
                 pause = 0.0
             lost = int(child.last_tables.gauges.get("connections", 0)) if child.last_tables else 0
             log.error("worker-died", slot=slot, pid=child.pid, how=how, connections_lost=lost, restart_in=pause)
-            with trio.move_on_after(pause):
+            if pause:
+                await self._pause(slot, pause)
+            pause = min(max(pause * 2, FIRST_PAUSE), LAST_PAUSE)
+
+    async def _pause(self, slot: int, seconds: float) -> None:
+        """Until it is time for the next worker. A connection that waited so long would find its caller gone."""
+        refused = 0
+
+        def turned(count: int) -> None:
+            nonlocal refused
+            refused += count
+
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(turn_away, lambda: self._sockets(slot), turned)
                 while not self._stops():
                     await self._moved.wait()
-            pause = min(max(pause * 2, FIRST_PAUSE), LAST_PAUSE)
+                nursery.cancel_scope.cancel()
+        if refused:
+            log.error("refused-without-worker", slot=slot, connections=refused)
+
+    def _sockets(self, slot: int) -> list[socket.socket]:
+        return [listener.sock for listener in self._listeners.values() if listener.slot == slot]
 
     def _stops(self) -> bool:
         return self._draining

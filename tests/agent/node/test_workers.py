@@ -185,6 +185,33 @@ async def test_one_that_cannot_start_is_tried_again_ever_more_slowly(made, nurse
     nursery.cancel_scope.cancel()
 
 
+async def test_while_a_worker_keeps_dying_callers_are_refused_at_once(made, nursery):
+    """Those of its own sockets; another worker's go on."""
+    n = made("dead")
+    other = socket.create_server(("127.0.0.1", 0))
+    with other, structlog.testing.capture_logs() as logs:
+        n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
+        n.workers.listen(Role.OUTBOUND, "shop/web", other, slot=1)
+        await nursery.start(n.workers.run, 1)
+        await n.until(lambda: n.workers.restarts >= 2)  # from here on there are pauses
+        for _ in range(20):
+            started = trio.current_time()
+            stream = await trio.open_tcp_stream(*n.sock.getsockname())
+            async with stream:
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+            if trio.current_time() - started < 0.2:
+                break
+        else:
+            pytest.fail("nobody was refused at once")
+        async with await trio.open_tcp_stream(*other.getsockname()) as waiting:
+            with trio.move_on_after(0.2) as patience:
+                await waiting.receive_some()
+            assert patience.cancelled_caught
+        await n.until(lambda: any(e["event"] == "refused-without-worker" and e["connections"] for e in logs))
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_that_talks_nonsense_is_killed(made, nursery):
     n = made("mad")
     with structlog.testing.capture_logs() as logs:
