@@ -22,10 +22,13 @@ def skip(snapshot: Snapshot, workload: Workload) -> desired.Skip:
     return desired.Skip(found.ports, found.cidrs, found.uids)
 
 
-def skipped(snapshot: Snapshot, workload: Workload, address: str, port: int) -> bool:
-    """Whether the workload's own connections to (address, port) are not captured, whoever of its users makes them."""
+def skipped(snapshot: Snapshot, workload: Workload, address: str, port: int, uid: int | None = None) -> bool:
+    """Whether the workload's own connections to (address, port) are not captured: those of the user `uid`, or whoever
+    makes them."""
     found = _both(snapshot, workload).out
-    return port in found.ports or any(ip_address(address) in ip_network(cidr) for cidr in found.cidrs)
+    return (
+        port in found.ports or uid in found.uids or any(ip_address(address) in ip_network(cidr) for cidr in found.cidrs)
+    )
 
 
 def rest(snapshot: Snapshot, workload: Workload) -> desired.Rest:

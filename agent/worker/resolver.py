@@ -36,6 +36,14 @@ class Unnameable(Exception):
     """Whose connection it is cannot be said any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Who connects: a workload (namespace/name), or None if it is nobody's; and the user."""
+
+    workload: str | None
+    uid: int
+
+
 @dataclass(slots=True)
 class Namer:
     """Says whose a caller is. Its few looks at the tree of cgroups take microseconds, and only the first connections of
@@ -51,8 +59,8 @@ class Namer:
         """One that knows nobody yet."""
         return cls(Signs({}, {}, {}), callers, OrderedDict())
 
-    def whose(self, local: tuple[str, int], remote: tuple[str, int]) -> str | None:
-        """The workload (namespace/name) that connects `local` to `remote`, or None if it is nobody's. Unnameable."""
+    def whose(self, local: tuple[str, int], remote: tuple[str, int]) -> Named:
+        """Who connects `local` to `remote`. Unnameable."""
         try:
             if self._callers is None:
                 self._callers = self.callers()
@@ -66,8 +74,8 @@ class Namer:
             raise Unnameable("the caller's cgroup has gone")
         for path in self._closest_first():
             if place == path or place.startswith(path + "/"):
-                return self.signs.cgroups[path]
-        return self.signs.addresses.get(local[0]) or self.signs.uids.get(caller.uid)
+                return Named(self.signs.cgroups[path], caller.uid)
+        return Named(self.signs.addresses.get(local[0]) or self.signs.uids.get(caller.uid), caller.uid)
 
     def _place(self, cgroup: int) -> str | None:
         if cgroup not in self._places:
@@ -87,10 +95,10 @@ class Namer:
         return sorted(self.signs.cgroups, key=lambda path: -path.count("/"))
 
 
-def _skipped(snapshot: Snapshot, workload: str, where: tuple[str, int]) -> bool:
+def _skipped(snapshot: Snapshot, workload: str, where: tuple[str, int], uid: int) -> bool:
     namespace, _, name = workload.partition("/")
     found = snapshot.here.get(Key("Workload", namespace, name))
-    return found is not None and skipped(snapshot, found, *where)
+    return found is not None and skipped(snapshot, found, *where, uid)
 
 
 class Resolver:
@@ -103,13 +111,14 @@ class Resolver:
         """A connection of an unknown cgroup."""
         try:
             where = original_destination(sock)
-            workload = self.namer.whose((peer[0], peer[1]), where)
+            named = self.namer.whose((peer[0], peer[1]), where)
         except (NotRedirected, OSError, Unnameable) as error:
             entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, Party(address=endpoint(*peer[:2])))
             abort(sock)
             self._book.close(entry, Verdict.REFUSED, str(error))
             return
-        skip = workload is not None and _skipped(snapshot, workload, where)
+        workload = named.workload
+        skip = workload is not None and _skipped(snapshot, workload, where, named.uid)
         if workload is not None and not skip:
             self._outbound.captured(snapshot, workload, sock, peer)
         elif exactly(snapshot, *where) or (here(snapshot, *where) and ours(where[0])):

@@ -95,9 +95,13 @@ class Pair:
         return ran.output.decode()
 
 
-def workload(name: str, node: str, match: dict[str, object], *ports: int, address: str = "") -> msgspec.Raw:
+def workload(
+    name: str, node: str, match: dict[str, object], *ports: int, address: str = "", skip_uids: tuple[int, ...] = ()
+) -> msgspec.Raw:
     """A Workload, not enrolled."""
-    spec = {"node": node, "serviceAccount": name, "ports": list(ports), "match": match}
+    spec: dict[str, object] = {"node": node, "serviceAccount": name, "ports": list(ports), "match": match}
+    if skip_uids:
+        spec["capture"] = {"out": {"skip": {"uids": list(skip_uids)}}}
     if address:
         spec["address"] = address
     return msgspec.Raw(json.dumps({"kind": "Workload", "metadata": {"name": name, "namespace": "shop"}, "spec": spec}))

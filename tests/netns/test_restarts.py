@@ -5,6 +5,7 @@ import signal
 import pytest
 import trio
 
+from tests.netns.node import workload
 from tests.netns.unit import MARKER, Unit
 
 
@@ -28,6 +29,20 @@ async def test_without_capture_the_same_storm_is_there_for_all_to_read(unit: Uni
     said = await unit.storm(rounds=5)
     assert said["carried"] == said["attempted"] == 200
     assert unit.seen() == (2 * 200 * len(MARKER), 200)
+
+
+async def test_a_user_who_is_skipped_is_so_from_the_first_connection(unit: Unit) -> None:
+    """In a new cgroup too, where it is not a rule that leaves the connection alone."""
+    skipping = workload("unit", "one", {"cgroup": unit.cgroup}, skip_uids=(0,))
+    await unit.two.apply(skipping)
+    await unit.two.enrol("unit")
+    said = await unit.storm(rounds=1)
+    assert said["carried"] == said["attempted"] == 40
+    assert unit.seen() == (2 * 40 * len(MARKER), 40)
+    resolved = await unit.resolved()
+    assert resolved >= 10
+    closed = (await unit.two.ask(unit.two.one, "connections"))["closed"]
+    assert sum("skipped by capture.out.skip" in c.get("reason", "") for c in closed) == resolved
 
 
 async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from agent.book import Book
 from agent.messages import Signs
 from agent.snapshot import Snapshot
-from agent.worker.resolver import SKIPPED, Namer, Resolver, Unnameable
+from agent.worker.resolver import SKIPPED, Named, Namer, Resolver, Unnameable
 from ca.resources.capture import CaptureSettings, Flow, Skip
 from ca.resources.mesh import Mesh, MeshSpec
 from ca.resources.metadata import Metadata
@@ -54,22 +54,22 @@ def test_by_the_closest_cgroup(namer, kernel, slice_):
     ):
         (slice_ / name).mkdir()
         kernel.answer = Caller(1001, (slice_ / name).stat().st_ino)
-        assert namer.whose(LOCAL, REMOTE) == workload
+        assert namer.whose(LOCAL, REMOTE).workload == workload
 
 
 def test_a_name_that_only_begins_alike_is_another(namer, kernel, slice_):
     (slice_ / "web.service2").mkdir()
     kernel.answer = Caller(5, (slice_ / "web.service2").stat().st_ino)
-    assert namer.whose(LOCAL, REMOTE) == "shop/address"
+    assert namer.whose(LOCAL, REMOTE).workload == "shop/address"
 
 
 def test_else_by_address_uid_or_nobody(namer, kernel, slice_):
     kernel.answer = Caller(1001, slice_.stat().st_ino)
-    assert namer.whose(LOCAL, REMOTE) == "shop/address"
+    assert namer.whose(LOCAL, REMOTE).workload == "shop/address"
     namer.signs = Signs({}, {}, {1001: "shop/uid"})
-    assert namer.whose(LOCAL, REMOTE) == "shop/uid"
+    assert namer.whose(LOCAL, REMOTE).workload == "shop/uid"
     kernel.answer = Caller(1002, slice_.stat().st_ino)
-    assert namer.whose(LOCAL, REMOTE) is None
+    assert namer.whose(LOCAL, REMOTE).workload is None
 
 
 def test_what_cannot_be_named_is_not_taken_for_nobodys(namer, kernel, slice_):
@@ -97,17 +97,23 @@ class Calls:
 
 
 @pytest.mark.parametrize(
-    ("where", "reason"), [(("192.0.2.1", 3306), SKIPPED), (("10.9.0.1", 80), SKIPPED), (("192.0.2.1", 80), "")]
+    ("where", "uid", "reason"),
+    [
+        (("192.0.2.1", 3306), 5, SKIPPED),
+        (("10.9.0.1", 80), 5, SKIPPED),
+        (("192.0.2.1", 80), 990, SKIPPED),
+        (("192.0.2.1", 80), 5, ""),
+    ],
 )
-def test_what_the_rules_would_have_skipped_goes_on_as_it_was(monkeypatch, where, reason) -> None:
+def test_what_the_rules_would_have_skipped_goes_on_as_it_was(monkeypatch, where, uid, reason) -> None:
     """A new cgroup's first connections are held before any rule of its workload sees them."""
     monkeypatch.setattr("agent.worker.resolver.original_destination", lambda sock: where)
-    skip = CaptureSettings(out=Flow(skip=Skip((3306,), ("10.9.0.0/16",))))
+    skip = CaptureSettings(out=Flow(skip=Skip((3306,), ("10.9.0.0/16",), (990,))))
     web = Workload(Metadata("web", "shop", {"mesh": "on"}), WorkloadSpec("n1", "web", capture=skip))
     snapshot = Snapshot("n1").apply(1, [Mesh(Metadata("mesh"), MeshSpec("shop.example")), web], [])
     outbound, inbound = Calls(), Calls()
     namer = Namer.make()
-    monkeypatch.setattr(Namer, "whose", lambda *_: "shop/web")
+    monkeypatch.setattr(Namer, "whose", lambda *_: Named("shop/web", uid))
     Resolver(Book(1, lambda: None), outbound, inbound, namer).captured(snapshot, None, ("10.0.0.1", 40000))
     if reason:
         ((how, (_, *there, (entry,))),) = inbound.made
