@@ -38,7 +38,8 @@ SETTLE = 0.05
 ABSENT = 10.0
 """Seconds without the engine's socket, from our start on, after which there is taken to be no engine."""
 LINGER = 10.0
-"""Seconds for which a container that has ended stands, because it may be restarting."""
+"""Seconds for which a container that has ended stands as it was, because it may be restarting. After that it stands for
+as long as it exists, and serves nothing."""
 
 _KEYS = ("labels", "service-account", "ports", "namespace", "name", "address", "fail-mode")
 _QUIET = ("", "exec_create", "exec_start", "exec_die", "health_status", "top", "attach", "resize", "exec_detach")
@@ -59,6 +60,7 @@ class Running:
     netns: str = ""
     stations: frozenset[Station] = frozenset()
     """From where it sends, in a namespace of its own."""
+    id: str = ""
 
 
 @dataclass
@@ -93,7 +95,8 @@ class Containers:
                     await self._look(engine, last, publish)
                     while True:
                         # Nothing tells that a container which ended is not coming back.
-                        ended = any(not r.pid for _, r in last.values())
+                        now = trio.current_time()
+                        ended = any(not r.pid and now - when <= LINGER for when, r in last.values())
                         with trio.move_on_after(LINGER / 4 if ended else math.inf):
                             while (await events.happened()).partition(":")[0] in _QUIET:
                                 pass
@@ -117,8 +120,9 @@ class Containers:
         now = trio.current_time()
         problems = []
         spaces: dict[int, str] = {}
-        containers, self._others[engine.socket] = await engine.containers()
-        for container in containers:
+        containers = await engine.containers()
+        self._others[engine.socket] = containers.others
+        for container in containers.running:
             try:
                 running = await trio.to_thread.run_sync(described, container, self.node, self.links)
                 other = spaces.setdefault(running.space or -running.pid, running.found.place)
@@ -129,11 +133,13 @@ class Containers:
                 why = (error.strerror if isinstance(error, OSError) else "") or error
                 problems.append(f"container {container.name.strip('/')[:100]}: {why}")
         for key, (when, running) in list(last.items()):
-            if now - when > LINGER:
+            gone = now - when > LINGER
+            if gone and (running.id not in containers.resting or not running.found.match.netns):
                 del last[key]
             elif when < now:
-                # Its process id is nobody's now, and may be anybody's next.
-                last[key] = when, replace(running, pid=0, space=0, netns="", stations=frozenset())
+                # Its process id is nobody's now, and may be anybody's next; so may its address, after a while.
+                found = replace(running.found, ports=(), address="") if gone else running.found
+                last[key] = when, replace(running, found=found, pid=0, space=0, netns="", stations=frozenset())
         await self._publish(engine, tuple(r for _, r in last.values()), problems, True, publish)
 
     async def _publish(
@@ -169,7 +175,9 @@ class Containers:
             for one in running:
                 if one.stations and one.found.match.netns:
                     places[one.found.match.netns] = places.get(one.found.match.netns, frozenset()) | one.stations
-        return Tenants(places, frozenset().union(*self._others.values()))
+        every = [one.found.match.netns for running in self._running.values() for one in running if not one.pid]
+        resting = frozenset(place for place in every if place) - places.keys()
+        return Tenants(places, frozenset().union(*self._others.values()), resting)
 
 
 def described(container: Container, node: str, links: Path) -> Running:
@@ -208,7 +216,7 @@ def described(container: Container, node: str, links: Path) -> Running:
         failing(mine.get("fail-mode", ""), node, account),
     )
     space, stations = (0, frozenset[Station]()) if own else (os.stat(netns).st_ino, container.network_settings.stations)
-    return Running(found, pid, _began(pid), space, netns, stations)
+    return Running(found, pid, _began(pid), space, netns, stations, container.id)
 
 
 def alive(running: Running) -> bool:

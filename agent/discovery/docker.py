@@ -31,6 +31,8 @@ PREFIX = "culvert.io/"
 """Labels that begin so are for us."""
 
 _CARD = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_RESTING = ("created", "configured", "initialized", "exited", "stopped", "dead")
+"""States in which no process runs, in the words of both engines."""
 _EVENTS = '{"type":["container"]}'
 _T = TypeVar("_T")
 
@@ -74,6 +76,7 @@ class Listed(msgspec.Struct, frozen=True):
     """A container of the list."""
 
     id: str = msgspec.field(name="Id")
+    state: str = msgspec.field(name="State", default="")
     labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
     network_settings: Networks | None = msgspec.field(name="NetworkSettings", default=None)
 
@@ -99,24 +102,37 @@ class Container(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 @dataclass(frozen=True, slots=True)
+class Containers:
+    """Those for us: the running ones, the oldest first, and the ids of those that are there and do not run. Of the
+    others, the stations."""
+
+    running: list[Container]
+    resting: frozenset[str] = frozenset()
+    others: frozenset[Station] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """The one at `socket`."""
 
     socket: Path
 
-    async def containers(self) -> tuple[list[Container], frozenset[Station]]:
-        """The running ones that are for us, the oldest first, and the stations of the others. EngineError."""
-        found = []
+    async def containers(self) -> Containers:
+        """What there is. EngineError."""
+        found, resting = [], set[str]()
         others = set[Station]()
-        for listed in await self._get("/containers/json", list[Listed]):
+        for listed in await self._get("/containers/json?all=true", list[Listed]):
             if not listed.marked:
                 others |= listed.network_settings.stations if listed.network_settings else frozenset()
                 continue
-            try:
-                found.append(await self._get(f"/containers/{quote(listed.id)}/json", Container))
-            except _NotFoundError:
-                continue  # it ended meanwhile, and an event will say so
-        return sorted((c for c in found if c.state.pid > 0), key=lambda c: c.created), frozenset(others)
+            resting.add(listed.id)
+            if listed.state not in _RESTING:
+                try:
+                    found.append(await self._get(f"/containers/{quote(listed.id)}/json", Container))
+                except _NotFoundError:
+                    resting.remove(listed.id)  # it was removed meanwhile, and an event will say so
+        running = sorted((c for c in found if c.state.pid > 0), key=lambda c: c.created)
+        return Containers(running, frozenset(resting - {c.id for c in running}), frozenset(others))
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator["Events"]:

@@ -10,7 +10,8 @@ Station = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class Tenants:
     """The stations of running containers: those of each that is a workload, by its place (`Match.netns`), and those of
-    `others`, which are nobody's."""
+    `others`, which are nobody's. `resting` are the places of workloads that do not run: they have no namespace."""
 
     places: Mapping[str, frozenset[Station]] = field(default_factory=dict)
     others: frozenset[Station] = frozenset()
+    resting: frozenset[str] = frozenset()

@@ -241,7 +241,10 @@ class Activation:
         self._workers.namespaced({w.workload: w.place for w in enrolment.locals if w.place})
         if changes and not await self._workers.active(view.snapshot.revision, SETTLE):
             log.warning("workers-behind", revision=view.snapshot.revision)
-        captured = await self._capture.widen(desired, {*before.outbound, *before.namespaces})
+        # Where nothing runs there is nothing to enter; who rests there is as good as captured, and held all the same.
+        awake = {p: d for p, d in desired.items() if p not in tenants.resting}
+        captured = await self._capture.widen(awake, {*before.outbound, *before.namespaces})
+        captured |= {w.workload for w in wanted if w.place in tenants.resting}
         self.captured = frozenset(captured)
         # What a table lets out can be vouched for now that the table is there.
         self._hold = hold(wanted, ports.bridges, tenants, self._capture.inside())

@@ -247,7 +247,9 @@ class Capture:
         """Close the listeners that no rule needs any more, and the namespace without any."""
         namespace = self._namespaces[place]
         if namespace.applied is not None and desired is None:
-            return  # it could not be removed; tried again
+            if await trio.to_thread.run_sync(standing, place) is None:
+                self._leave(place)  # it ends with us
+            return  # else it could not be removed; tried again
         wanted = set(_spots(desired, place)) if desired else set()
         for spot in namespace.sockets.keys() - wanted:
             if spot.workload:

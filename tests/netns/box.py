@@ -71,6 +71,11 @@ class Box:
         await self._engine(lambda: self.engine("restart", "--time", "0", name))
         return await self.told()
 
+    async def start(self, name: str = "box") -> dict[str, int]:
+        """What became of the attempts of a container that was stopped."""
+        await self._engine(lambda: self.engine("start", name))
+        return await self.told()
+
     async def _engine(self, call: Callable[[], object]) -> None:
         await trio.to_thread.run_sync(call)
 

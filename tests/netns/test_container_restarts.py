@@ -1,7 +1,9 @@
 """A container that restarts and dials at once: its namespace and its address are new, and nothing slips out."""
 
 import pytest
+import trio
 
+from agent.discovery.containers import LINGER
 from tests.netns.box import MARKER, open_box, total
 
 pytestmark = pytest.mark.slow
@@ -20,6 +22,18 @@ async def test_restarts_of_a_container_leave_no_gap() -> None:
         assert box.seen() == (0, 0)
         closed = (await box.two.ask(box.two.one, "connections"))["closed"]
         assert {c["source"]["workload"] for c in closed[-100:]} == {"found/box-one"}
+
+
+async def test_a_container_that_was_stopped_for_long_is_held_when_it_starts() -> None:
+    async with open_box() as box:
+        await trio.to_thread.run_sync(lambda: box.engine("stop", "--time", "0", "box"))
+        await trio.sleep(LINGER + 3)  # after which it is no more taken to be restarting
+        assert not (await box.two.ask(box.two.one, "status")).get("problems")
+        assert await box.captured()
+        said = await box.start()
+        assert said["carried"] + said["refused"] == 60
+        assert said["carried"] >= 55, said
+        assert box.seen() == (0, 0)
 
 
 async def test_without_the_hold_the_same_restarts_are_there_for_all_to_read() -> None:

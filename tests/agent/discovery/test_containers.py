@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from agent.discovery import containers
 from agent.discovery.containers import Containers, described, relink
 from agent.discovery.docker import Config, Container, Engine, EngineError, State
 from agent.discovery.found import Found, Seen
+from agent.discovery.tenants import Tenants
 from ca.resources.capture import FailMode
 from redirect.cgroup import mount_point
 from tests.agent.discovery.podman import Podman, podman
@@ -31,6 +33,7 @@ class Watching:
     def __init__(self, source: Containers) -> None:
         self.source = source
         self.relinked = 0
+        self.tenants = Tenants()
         self.seen = Seen(whole=False)
         self._news = trio.Event()
 
@@ -57,7 +60,10 @@ async def watching(engine: Podman, tmp_path: Path, nursery: trio.Nursery) -> Asy
     def relinked() -> None:
         made.relinked += 1
 
-    made = Watching(Containers("n1", (engine.socket,), tmp_path / "netns", relinked, lambda _: None))
+    def met(tenants: Tenants) -> None:
+        made.tenants = tenants
+
+    made = Watching(Containers("n1", (engine.socket,), tmp_path / "netns", relinked, met))
     nursery.start_soon(made.source.run, made.publish)
     yield made
     nursery.cancel_scope.cancel()
@@ -98,6 +104,16 @@ async def test_containers_come_and_go(engine: Podman, watching: Watching, monkey
     await watching.wait(lambda: link.exists() and os.stat(link).st_ino == os.stat(f"/proc/{again}/ns/net").st_ino)
     assert watching.relinked > before
     assert watching.found["inside"] == found  # the same to the centre
+
+    # Stopped, it stands for as long as it exists, without what others could call.
+    await of_engine(engine, "stop", "--time", "0", "inside")
+    await watching.wait(lambda: watching.found["inside"].ports == (), 3)
+    assert watching.found["inside"] == replace(found, ports=(), address="")
+    assert not link.is_symlink()
+    assert watching.tenants == Tenants(resting=frozenset({str(link)}))
+    await of_engine(engine, "start", "inside")
+    await watching.wait(lambda: watching.found["inside"] == found, 3)
+    assert watching.tenants == Tenants()
 
     await of_engine(engine, "rm", "--force", "--time", "0", "inside")
     await watching.wait(lambda: "inside" not in watching.found, 3)
