@@ -55,8 +55,8 @@ def lodgings(
 
 def known(captured: Iterable[Local], tenants: Tenants, held: Hold) -> frozenset[str]:
     """The workloads whose stations were known with their tables: not that of a container that has been restarted."""
-    stations = ((w.workload, tenants.places.get(w.place, frozenset())) for w in captured if w.place)
-    return frozenset(workload for workload, of in stations if of and of <= held.vouched | held.settled)
+    stations = ((w, tenants.places.get(w.place, frozenset())) for w in captured if w.place)
+    return frozenset(w.workload for w, of in stations if of and of <= (held.vouched if _lets_out(w) else held.settled))
 
 
 def _lets_out(local: Local) -> bool:
