@@ -61,12 +61,15 @@ class AgentError(Exception):
 
 async def run_agent(settings: AgentSettings, version: str) -> None:
     """Run the agent until it is told to stop. AgentError."""
+    told: BaseExceptionGroup[Exception] | None = None
     try:
         # The socket comes first: it makes sure that no other agent works on the same files.
         with admin_socket(settings.admin_socket) as sock:
             await Supervisor(settings, version, sock).run()
     except* (StartError, StateError, AdminError, AccountError) as errors:
-        raise AgentError("; ".join(str(e) for e in _single(errors))) from errors
+        told = errors  # raised in here, some versions of Python (3.11.2) put it into a group
+    if told:
+        raise AgentError("; ".join(str(e) for e in _single(told))) from told
 
 
 class Supervisor:

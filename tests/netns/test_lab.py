@@ -105,6 +105,7 @@ async def test_nothing_is_left(lab: Lab) -> None:
     assert not {p.name for p in DIRECTORY.iterdir()} & set(namespaces)
 
 
+@pytest.mark.alone  # any other lab that opens removes what the killed one left
 async def test_a_program_dies_with_a_killed_owner(lab: Lab) -> None:
     script = """
 import sys, trio

@@ -14,7 +14,7 @@ DB = Capture("shop/db", Recognise(uid=1002), 15102)
 
 @given(desires())
 def test_everything_named_exists(wanted: Desired) -> None:
-    """Sets and chains that rules and maps lead to; and each chain of a workload is led to."""
+    """Sets and chains that rules and maps lead to; and each chain of a workload that the kernel can tell is led to."""
     ruleset = plan(wanted)
     chains = {chain.name for chain in ruleset.chains}
     groups = {group.name for group in (*ruleset.sets, *ruleset.maps)}
@@ -28,7 +28,7 @@ def test_everything_named_exists(wanted: Desired) -> None:
                     goals.add(statement.chain)
                 assert getattr(statement, "set", getattr(statement, "map", "mesh4")) in groups
     assert goals <= chains
-    assert {f"from/{c.workload}" for c in wanted.captures} <= goals
+    assert {f"from/{c.workload}" for c in wanted.told_apart} <= goals
 
 
 @given(desires())
