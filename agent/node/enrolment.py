@@ -52,7 +52,7 @@ class Ports(msgspec.Struct, frozen=True):
 class Local:
     """An enrolled workload of this node. `serves` are its (address, port) pairs; `skip` and `opening` what of its
     connections, and of those to it, is left alone; `open` and `open_ports` what passes while the agent is away;
-    `rest` what becomes of what is not TCP."""
+    `rest` what becomes of what is not TCP; `address` is its own, empty for its node's."""
 
     workload: str
     identity: str
@@ -65,6 +65,7 @@ class Local:
     open: bool = False
     open_ports: tuple[int, ...] = ()
     rest: Rest = Rest.ALLOW
+    address: str = ""
 
     @property
     def cgroup(self) -> str | None:
@@ -124,6 +125,7 @@ def enrol(view: MeshView) -> Enrolment:
             workload.spec.fail_mode is FailMode.OPEN,
             unattended(snapshot, workload),
             rest(snapshot, workload),
+            workload.spec.address,
         )
     return Enrolment(tuple(found.values()), tuple(problems))
 

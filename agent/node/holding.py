@@ -20,10 +20,9 @@ def hold(
     closed = [w for w in own.values() if not w.open]
     behind = frozenset(name for w in closed for name in bridges.get(w.workload, ()))
     inside = frozenset(
-        address
+        w.address
         for w in closed
-        if not bridges.get(w.workload) and not (_lets_out(w) and w.workload in ready)
-        for address, _ in w.serves
+        if w.address and not bridges.get(w.workload) and not (_lets_out(w) and w.workload in ready)
     )
     if not behind:
         return Hold(inside=inside)

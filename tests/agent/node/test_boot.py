@@ -9,7 +9,7 @@ from agent.node.state import Membership, State
 from agent.node.view import MeshView
 from agent.settings import AgentSettings
 from ca.resources.workload import Match
-from redirect.desired import Recognise
+from redirect.desired import Hold, Recognise
 from tests.agent.views import mesh, node, view, workload
 
 
@@ -48,6 +48,25 @@ def test_who_was_captured_and_nobody_else(settings, state):
     ]
     assert 64990 in host.agent_uids
     assert host.mesh == frozenset(seen().snapshot.by_endpoint)
+
+
+def test_containers_and_namespaces_are_held_as_they_come_out(settings, state, tmp_path):
+    """They do not exist yet; their bridges and addresses are known."""
+    ports = state.ports()
+    assert remembered(settings).tables[HOST].hold == Hold()  # the pod has no address
+    state.save_ports(Ports(ports.outbound, ports.namespaces, 15101, {"shop/pod": ("podman0",)}))
+    assert remembered(settings).tables[HOST].hold == Hold(bridges=frozenset({"podman0"}))
+    # With nobody else on this machine as well.
+    state.save_ports(Ports({}, ports.namespaces, 15101, {"shop/pod": ("podman0",)}))
+    assert remembered(settings).tables[HOST].hold == Hold(bridges=frozenset({"podman0"}))
+    serving = view(mesh(), node("n1"), workload("pod", address="10.0.0.9", ports=[80]))
+    matches = immutables.Map({k: Match(netns="culvert-no-such") for k in serving.snapshot.workloads})
+    other = State(tmp_path / "other")
+    other.save_membership(Membership("n1", "shop.example", "10.0.0.1:15012"))
+    other.save_ports(Ports({}, ports.namespaces))
+    other.views.keep([], MeshView(serving.snapshot, matches, "i"))
+    settings = AgentSettings(state_dir=other.directory, worker_user="64990")
+    assert remembered(settings).tables[HOST].hold == Hold(inside=frozenset({"10.0.0.9"}))
 
 
 def test_a_namespace_that_is_not_there_needs_no_guard(settings, state):

@@ -50,7 +50,15 @@ def test_the_enrolled_of_this_node_only():
     )
     enrolment = enrol(v)
     assert enrolment.locals == (
-        Local("shop/db", DB, "/run/netns/db", Match(netns="db"), (("10.0.1.5", 5432), ("10.0.1.5", 5433)), True),
+        Local(
+            "shop/db",
+            DB,
+            "/run/netns/db",
+            Match(netns="db"),
+            (("10.0.1.5", 5432), ("10.0.1.5", 5433)),
+            True,
+            address="10.0.1.5",
+        ),
         Local("shop/web", WEB, HOST, Match(uid=7), (("10.0.0.1", 80),), True),
     )
     assert enrolment.problems == ()

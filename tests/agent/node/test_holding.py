@@ -18,7 +18,7 @@ def local(name: str, place: str = "/links/box", **rest: object) -> Local:
         f"spiffe://m/ns/shop/sa/{name}",
         place,
         Match(netns=place) if place else Match(uid=7),
-        (("10.0.0.7", 80),),
+        (),
         True,
     )
     return replace(made, **rest)  # type: ignore[arg-type] # some of its fields
@@ -62,7 +62,8 @@ def test_the_first_container_of_a_pod_vouches_for_nobody() -> None:
 
 
 def test_a_namespace_that_no_engine_made_is_held_by_its_address() -> None:
-    named = local("pod", "/run/netns/pod")
+    named = local("pod", "/run/netns/pod", address="10.0.0.7")
+    assert hold([local("pod", "/run/netns/pod")], {}, Tenants(), ()) == Hold()  # it has its node's
     assert hold([named], {}, Tenants(), ()) == Hold(inside=frozenset({"10.0.0.7"}))
     assert hold([named], {}, Tenants(), {"shop/pod"}) == Hold(inside=frozenset({"10.0.0.7"}))
     skipping = replace(named, skip=Skip(ports=(3306,)))
