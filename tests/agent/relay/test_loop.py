@@ -1,7 +1,10 @@
 """The relay itself: rounds, order, descriptors that come and go."""
 
 import os
+import re
+import resource
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -152,6 +155,21 @@ def test_hosting_ends_with_what_main_raised_and_leaves_no_descriptor():
 
     with pytest.raises(ValueError, match="over"):
         Relay().host(main)
+    assert descriptors() == before
+
+
+def test_a_host_has_room_for_all_its_descriptors_before_it_has_a_second_thread():
+    """Else the kernel stops it for a grace period of RCU at the 65th connection, the 129th, ..."""
+    rooms = []
+
+    async def main() -> None:
+        await trio.lowlevel.checkpoint()
+        status = Path("/proc/self/status").read_text()
+        rooms.append(int(re.search(r"^FDSize:\s+(\d+)$", status, re.MULTILINE)[1]))
+
+    before = descriptors()
+    Relay().host(main)
+    assert rooms[0] >= min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**16)
     assert descriptors() == before
 
 
