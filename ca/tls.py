@@ -242,7 +242,7 @@ class Machine:
 
     def open(self, memory: Memory) -> tuple[int, bool]:
         """Decrypt into `memory` what has arrived; -> (bytes, whether there may be more than fit)."""
-        ssl, pointer = self._connection._ssl, memory._pointer
+        ssl, arrived, pointer = self._connection._ssl, self._connection._into_ssl, memory._pointer
         done, full = 0, memory.size - RECORD
         _lib.ERR_clear_error()  # SSL_get_error looks at the thread's queue, where other connections' errors may stand
         while done <= full:
@@ -254,6 +254,8 @@ class Machine:
                     self._raise(got)
                 break  # the same failure comes up again when the bytes before it are out of the way
             done += got
+            if not _lib.BIO_get_mem_data(arrived, _ffi.NULL):
+                return done, False  # to hear that from SSL_read would cost as much as the record did
         return done, True
 
     def seal(self, memory: Memory, count: int) -> None:
