@@ -39,6 +39,8 @@ async def exchange(town: Town, caller: str, server: str) -> bytes:
     """An exchange by a program of the caller's."""
     destination = town[server]
     ran = await programs.run(town[caller].place, programs.hear(destination.address, destination.port, "word"))
+    if not ran.ok:
+        print(f"the program of {caller} failed: {ran.errors}")
     return ran.output if ran.ok else b""
 
 
