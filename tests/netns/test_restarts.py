@@ -1,6 +1,7 @@
 """A unit that restarts a hundred times under traffic: its cgroup is a new one each time, and nothing slips out."""
 
 import signal
+from typing import Any
 
 import pytest
 import trio
@@ -36,21 +37,20 @@ async def test_a_user_who_is_skipped_is_so_from_the_first_connection(unit: Unit)
     skipping = workload("unit", "one", {"cgroup": unit.cgroup}, skip_uids=(0,))
     await unit.two.apply(skipping)
     await unit.two.enrol("unit")
-    said = await unit.storm(rounds=1)
-    assert said["carried"] == said["attempted"] == 40
+    said = await _storm_unseen(unit, 40)
+    assert said["carried"] == said["attempted"] == 40, said
     assert unit.seen() == (2 * 40 * len(MARKER), 40)
     resolved = await unit.resolved()
-    assert resolved >= 10
+    assert resolved > 0
     closed = (await unit.two.ask(unit.two.one, "connections"))["closed"]
     assert sum("skipped by capture.out.skip" in c.get("reason", "") for c in closed) == resolved
 
 
-async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> None:
-    """A new cgroup beside the unit's is nobody's: what it sends arrives as it was, and soon goes past us."""
-    unit.directory = unit.directory.with_name("stranger.service")
+async def _storm_unseen(unit: Unit, attempts: int) -> dict[str, Any]:
+    """A round that begins before the supervisor sees the new cgroup, however busy the machine is."""
     process = unit.two.one.process
     assert process
-    process.signal(signal.SIGSTOP)  # or it may see the cgroup, on a busy machine, before anybody in there has dialled
+    process.signal(signal.SIGSTOP)
 
     async def go_on() -> None:
         with trio.fail_after(20):
@@ -60,7 +60,13 @@ async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> N
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(go_on)
-        said = await unit.storm(rounds=1, attempts=600)
+        return await unit.storm(rounds=1, attempts=attempts)
+
+
+async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> None:
+    """A new cgroup beside the unit's is nobody's: what it sends arrives as it was, and soon goes past us."""
+    unit.directory = unit.directory.with_name("stranger.service")
+    said = await _storm_unseen(unit, 600)
     assert said["carried"] == said["attempted"] == 600, said
     assert unit.seen() == (2 * 600 * len(MARKER), 600)
     resolved = await unit.resolved()
