@@ -6,8 +6,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One more than there are cores: tests of whole systems often wait. A file's tests stay together, and share what they set up.
-JOBS ?= $(shell expr $$(nproc) + 1)
+# One for each core: more, and tests of whole systems wait for each other. A file's tests stay together, and share what
+# they set up.
+JOBS ?= $(shell nproc)
 # What the tests run against, by Debian package name; installed when we are root and they are missing.
 APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container podman runc busybox-static
 
