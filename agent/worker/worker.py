@@ -171,6 +171,7 @@ class Worker:
             case Inquire(0):  # a sign of life: the tables of ten thousand idle connections would cost more than they do
                 self.say(Tables(0, [], [], self._gauges()))
             case Inquire(number):
+                self._report()  # or what has just ended would stand in no table at all
                 self.say(Tables(number, [e.record() for e in self.book.live.values()], self._tunnels(), self._gauges()))
             case Drain(seconds):
                 self._nursery.start_soon(self._drain, seconds)
@@ -230,9 +231,12 @@ class Worker:
             await self._news.wait()
             await trio.sleep(_TELL)
             self._news = trio.Event()
-            closed, dropped = self.book.take()
-            if closed or dropped:
-                self.say(Closed(closed, dropped))
+            self._report()
+
+    def _report(self) -> None:
+        closed, dropped = self.book.take()
+        if closed or dropped:
+            self.say(Closed(closed, dropped))
 
     async def _tick(self) -> None:
         while True:

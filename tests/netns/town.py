@@ -80,18 +80,22 @@ class Town:
         return self.mesh.nodes[resident if isinstance(resident, str) else resident.node]
 
     async def records(self, node: str, **facts: object) -> list[dict[str, Any]]:
-        """The node's connections, newest last, for which each fact holds; `source__identity` reaches inwards."""
-        found = await self.mesh.connections(self.mesh.nodes[node])
-        return [c for c in found if all(_fact(c, key) == value for key, value in facts.items())]
+        """The node's connections for which each fact holds; `source__identity` reaches inwards."""
+        said = await self.mesh.ask(self.mesh.nodes[node], "connections")
+        return [c for c in (*said["live"], *said["closed"]) if all(_fact(c, key) == facts[key] for key in facts)]
 
-    async def record(self, node: str, **facts: object) -> dict[str, Any]:
-        """The newest such connection; waits for it, since workers report in their own time."""
-        with trio.move_on_after(5):
+    async def record(self, node: str, state: str = "", **facts: object) -> dict[str, Any]:
+        """The newest such connection, once it is in that state: one from before is never taken for it. Waits, since a
+        worker hears of an end in its own time."""
+        newest: dict[str, Any] | None = None
+        with trio.move_on_after(10):
             while True:
-                if found := await self.records(node, **facts):
-                    return max(found, key=lambda c: c["opened"])
-        known = await self.mesh.connections(self.mesh.nodes[node])
-        raise AssertionError(f"{node} has no connection with {facts}; its last are {known[-3:]}")
+                newest = max(await self.records(node, **facts), key=lambda c: c["opened"], default=None)
+                if newest and state in ("", newest.get("state")):
+                    return newest
+                await trio.sleep(0.01)
+        last = (await self.records(node))[-3:]
+        raise AssertionError(f"{node}: no {state} connection with {facts}: it is {newest}; the last of all are {last}")
 
     @asynccontextmanager
     async def conversation(

@@ -143,6 +143,19 @@ async def test_it_ends_with_its_supervisor():
     assert boss.done.is_set()
 
 
+async def test_what_has_just_ended_is_told_before_the_tables_that_lack_it(monkeypatch):
+    monkeypatch.setattr(agent.worker.worker, "_TELL", 60.0)
+    async with working() as boss:
+        entry = boss.worker.book.enter(Direction.INBOUND, Security.MTLS, Party())
+        boss.worker.book.close(entry, Verdict.ALLOWED)
+        await boss.say(Inquire(7))
+        with trio.fail_after(10):
+            (first, _), (second, _) = await boss.channel.receive(), await boss.channel.receive()
+        assert isinstance(first, Closed)
+        assert [c.id for c in first.connections] == [entry.id]
+        assert (second.id, second.connections) == (7, [])
+
+
 @needs_marks
 async def test_a_tunnel_a_connection_and_the_end_of_its_identity():
     async with working() as boss, trio.open_nursery() as nursery:
