@@ -27,6 +27,15 @@ class CaptureRow(msgspec.Struct, frozen=True):
     blocked: int = 0
 
 
+class HeldRow(msgspec.Struct, frozen=True):
+    """Who called the mesh and was known to no rule. Packets out of network namespaces without a table of ours: dropped,
+    which TCP sends again, and refused. Connections of new cgroups, of which was asked whose they are."""
+
+    waited: int = 0
+    refused: int = 0
+    asked: int = 0
+
+
 class CaptureAnswer(msgspec.Struct, frozen=True):
     """`on` is the operator's switch, `trial` how many seconds it stays on unless confirmed (0: for good). `places` has
     (place, mesh addresses) for each namespace with a table of ours."""
@@ -36,6 +45,7 @@ class CaptureAnswer(msgspec.Struct, frozen=True):
     places: list[tuple[str, int]] = []
     problems: list[str] = []
     trial: float = 0.0
+    held: HeldRow = HeldRow()
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -1,9 +1,24 @@
-"""What the kernel's counters say of each workload. Pure."""
+"""What the kernel's counters say of each workload, and of who was held until it was known whose it is. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from redirect.names import BLOCKED, BYPASSED, CAPTURED, DNS, FROM, INTO, PASSED, SKIPPED, UNMESHED, UNMESHED_OF
+from redirect.names import (
+    BLOCKED,
+    BYPASSED,
+    CAPTURED,
+    DNS,
+    FROM,
+    INTO,
+    NEWCOMER,
+    PASSED,
+    SKIPPED,
+    STRAY,
+    UNKNOWN,
+    UNMESHED,
+    UNMESHED_OF,
+    WAITS,
+)
 from redirect.ruleset import Count
 
 Totals = Mapping[str, Mapping[str, Iterable[Count]]]
@@ -27,11 +42,39 @@ class Counts:
     blocked: int = 0
 
 
-def by_workload(totals: Totals) -> dict[str, Counts]:
-    """By workload (namespace/name)."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Attempts to connect to the mesh by somebody whom no rule knew. Packets that came out of a network namespace for
+    which nobody had made a table (see `redirect.hold`): `waited` ones were dropped, and TCP sends them again; `refused`
+    ones were reset. Connections of new cgroups that were `asked` about (see `redirect.unknown`)."""
+
+    waited: int = 0
+    refused: int = 0
+    asked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """By workload (namespace/name), and of nobody in particular."""
+
+    workloads: Mapping[str, Counts] = field(default_factory=dict)
+    held: Held = Held()
+
+    def plus(self, other: "Counters") -> "Counters":
+        """With those of another namespace, in which other workloads live."""
+        mine, more = self.held, other.held
+        held = Held(mine.waited + more.waited, mine.refused + more.refused, mine.asked + more.asked)
+        return Counters({**self.workloads, **other.workloads}, held)
+
+
+def counted(totals: Totals) -> Counters:
+    """What the rules of one table have counted."""
 
     def packets(chain: str, comment: str) -> int:
         return sum(c.packets for c in totals.get(chain, {}).get(comment, ()))
+
+    def all_packets(chain: str) -> int:
+        return sum(packets(chain, comment) for comment in totals.get(chain, {}))
 
     found = {}
     for name in [chain.removeprefix(FROM) for chain in totals if chain.startswith(FROM)]:
@@ -40,4 +83,6 @@ def by_workload(totals: Totals) -> dict[str, Counts]:
         passed = packets(FROM + name, PASSED) + packets(INTO + name, PASSED)
         rest = [packets(UNMESHED_OF + name, comment) for comment in (UNMESHED, DNS, BLOCKED)]
         found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped, passed, *rest)
-    return found
+    waited = packets(NEWCOMER, WAITS)
+    refused = all_packets(NEWCOMER) - waited + all_packets(STRAY)
+    return Counters(found, Held(waited, refused, all_packets(UNKNOWN)))

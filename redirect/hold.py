@@ -12,7 +12,7 @@ A station is an address with its card, because engines lend the address of a con
 from collections.abc import Iterable, Iterator
 
 from redirect.desired import Desired, Hold
-from redirect.names import BRIDGES, HOLD, INSIDE, MESH, NEWCOMER, SETTLED, STRAY, VOUCHED
+from redirect.names import BRIDGES, HOLD, INSIDE, MESH, NEWCOMER, SETTLED, STRAY, VOUCHED, WAITS
 from redirect.phrases import head, rule, towards, towards_local_ports
 from redirect.presence import PRESENT
 from redirect.ruleset import (
@@ -67,7 +67,7 @@ def hold(desired: Desired) -> Iterator[Chain]:
     if not desired.hold.bridges and not desired.hold.inside:
         return
     refuse = tuple(_to_mesh(Count(), Reset(), comment="nobody makes it a table"))
-    wait = _to_mesh(PRESENT, Count(), Verdict(Code.DROP), comment="waits for a table of its own")
+    wait = _to_mesh(PRESENT, Count(), Verdict(Code.DROP), comment=WAITS)
     yield Chain(NEWCOMER, (*(wait if desired.told else ()), *refuse))
     yield Chain(STRAY, tuple(_to_mesh(Count(), Reset(), comment="older than its table")))
     yield Chain(

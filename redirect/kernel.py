@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from redirect import routing
 from redirect.compare import compare
-from redirect.counts import Counts, by_workload
+from redirect.counts import Counters, counted
 from redirect.decode import decode_base, decode_group, decode_rule
 from redirect.desired import Desired, Marks
 from redirect.encode import (
@@ -177,14 +177,14 @@ class Kernel:
             except Refused as refused:
                 raise explain(refused) from refused
 
-    def counters(self) -> dict[str, Counts]:
-        """By workload (namespace/name); empty without a table."""
+    def counters(self) -> Counters:
+        """What there is to count; nothing without a table."""
         with self._lock:
             try:
                 totals = self._settled(self._totals)
             except Refused as refused:
                 raise explain(refused) from refused
-        return by_workload(totals)
+        return counted(totals)
 
     def watch(self, room: int = ROOM) -> Watch:
         """News of what others do to the table, from now on; `room` bytes of them are kept until read.

@@ -9,6 +9,8 @@ OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "b
 HOLD, NEWCOMER, STRAY = "hold", "newcomer", "stray"
 """The chain that sees what comes from behind bridges and from namespaces, where that leads which is held, and what is
 refused."""
+WAITS = "waits for a table of its own"
+"""Comment of the rules of the newcomer's chain that drop; all others there, and the stray's, reset."""
 BRIDGES = "bridges"
 VOUCHED = {Key.STATION4: "vouched4", Key.STATION6: "vouched6"}
 SETTLED = {Key.STATION4: "settled4", Key.STATION6: "settled6"}

@@ -2,11 +2,12 @@
 
 import os
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from agent.answers import CaptureAnswer, PlanAnswer, StatusAnswer, TrialRequest
+from agent.answers import CaptureAnswer, HeldRow, PlanAnswer, StatusAnswer, TrialRequest
 from agent.cli.local import NoAgent, ask, socket_option, tell
 from agent.cli.output import Refused, note, output_option, show
 from agent.node.exempt import logged_in_remotely
@@ -44,6 +45,9 @@ def status(output: str, path: Path | None) -> None:
     packets that the mesh does not carry (UDP and whatever else is not TCP),
     without questions for names, which `-o json` counts as `dns`.
 
+    Below stands what was held until it was known whose it is: what new
+    containers and new cgroups send to the mesh.
+
     \b
     culvert capture status
     """
@@ -62,10 +66,21 @@ def status(output: str, path: Path | None) -> None:
         for row in answer.rows:
             if row.fail_mode == "open":
                 note(f"{row.workload} fails open: {row.passed} connections passed while the agent was away")
+        for line in _held(answer.held):
+            note(line)
         if answer.trial:
             note(f"tried for {answer.trial:.0f} s more; keep it with `culvert capture confirm`")
         for problem in answer.problems:
             note(f"problem: {problem}")
+
+
+def _held(held: HeldRow) -> Iterator[str]:
+    if held.waited:
+        yield f"held until known: {held.waited} packets of new containers"
+    if held.refused:
+        yield f"refused: {held.refused} packets of containers that had no rules"
+    if held.asked:
+        yield f"held until known: {held.asked} connections of new cgroups"
 
 
 @capture.command(name="plan")

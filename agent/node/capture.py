@@ -15,7 +15,7 @@ from agent.messages import Role
 from agent.node.enrolment import HOST, common
 from agent.node.namespace import Namespace, Spot, Standing, remove_table, standing, title
 from agent.node.workers import Listener, Workers
-from redirect.counts import Counts
+from redirect.counts import Counters
 from redirect.desired import Desired, Hold, Marks, Parent
 from redirect.namespace import NamespaceError
 from redirect.netlink import CaptureError
@@ -152,13 +152,13 @@ class Capture:
         places = {p: n.standing for p, n in self._namespaces.items() if p != HOST}
         return await trio.to_thread.run_sync(lambda: any(standing(p) != s for p, s in places.items()))
 
-    async def counters(self) -> dict[str, Counts]:
-        """Connections captured and bypassed, by workload. What cannot be asked is left out."""
-        found: dict[str, Counts] = {}
+    async def counters(self) -> Counters:
+        """What the tables of all namespaces have counted. What cannot be asked is left out."""
+        found = Counters()
         for namespace in list(self._namespaces.values()):
             if namespace.applied:
                 try:
-                    found |= await trio.to_thread.run_sync(namespace.counters)
+                    found = found.plus(await trio.to_thread.run_sync(namespace.counters))
                 except _ERRORS as error:
                     log.warning("counters-unknown", place=title(namespace.place), error=str(error))
         return found

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from agent.messages import Role
 from agent.node.enrolment import HOST
-from redirect.counts import Counts
+from redirect.counts import Counters
 from redirect.desired import Desired, Hold, Marks
 from redirect.kernel import Kernel
 from redirect.namespace import NamespaceError, in_namespace
@@ -169,8 +169,8 @@ class Namespace:
         """Put back what others took of our routing; what that was."""
         return self._kernel.reroute(self.marks)
 
-    def counters(self) -> dict[str, Counts]:
-        """By workload."""
+    def counters(self) -> Counters:
+        """What the table here has counted."""
         return self._kernel.counters()
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ async def preconditions(check: Callable[[], Awaitable[CheckAnswer]]) -> None:
 async def passed(first: trio.Event, state: State, capture: Capture) -> None:
     """What went by in clear while we were away, where that is allowed; once, after the `first` view is active."""
     await first.wait()
-    fresh, told = untold(state.told(), boot_id(), await capture.counters())
+    fresh, told = untold(state.told(), boot_id(), (await capture.counters()).workloads)
     for workload, connections in fresh.items():
         log.warning("passed-while-away", workload=workload, connections=connections)
     if fresh:

@@ -17,6 +17,7 @@ from agent.answers import (
     ConnectionsAnswer,
     DiscoveredAnswer,
     EarlierAnswer,
+    HeldRow,
     PlanAnswer,
     Rules,
     StatusAnswer,
@@ -183,11 +184,11 @@ class Topics:
 
     async def captures(self) -> CaptureAnswer:
         """What is captured where, and how much it was."""
-        counts = await self.capture.counters()
+        counters = await self.capture.counters()
         rows = []
         for local in self.activation.enrolment.locals:
             if local.workload in self.activation.captured:
-                count = counts.get(local.workload, Counts())
+                count = counters.workloads.get(local.workload, Counts())
                 rows.append(
                     CaptureRow(
                         local.workload,
@@ -206,7 +207,8 @@ class Topics:
                 )
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
         problems = [text for texts in self.capture.problems.values() for text in texts]
-        return CaptureAnswer(not self.activation.off, rows, places, problems, self.activation.switched.left)
+        held = HeldRow(counters.held.waited, counters.held.refused, counters.held.asked)
+        return CaptureAnswer(not self.activation.off, rows, places, problems, self.activation.switched.left, held)
 
     async def plan(self) -> PlanAnswer:
         """The rules that there should be with capture on, and how the kernel's differ."""
@@ -243,7 +245,8 @@ class Topics:
         live, tunnels, gauges = await self.workers.tables()
         now = time.monotonic()
         self.ledger.counts.live(live, now)
-        counts = await self.capture.counters()
+        counters = await self.capture.counters()
+        counts = counters.workloads
         leaves = {**self.own.schedule.leaves(), **self.renewal.schedule.leaves()}
         facts = Facts(
             expiry={uri: leaf.not_after for uri, leaf in leaves.items()},
@@ -253,6 +256,8 @@ class Topics:
             bypassed={w: c.bypassed for w, c in counts.items()},
             passed={w: c.passed for w, c in counts.items() if c.passed},
             unmeshed={w: {"allowed": c.unmeshed, "dns": c.dns, "blocked": c.blocked} for w, c in counts.items()},
+            held={"waited": counters.held.waited, "refused": counters.held.refused},
+            asked=counters.held.asked,
             over_budget=self.ledger.over_budget,
             gauges={**gauges, "connections": len(live), "tunnels": len(tunnels)},
             log_dropped=self.log_dropped(),

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 import structlog
 import trio
 
-from redirect.counts import Counts
+from redirect.counts import Counters, Counts
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -23,12 +23,12 @@ def news(before: Mapping[str, Counts], now: Mapping[str, Counts]) -> Iterator[tu
             yield workload, grown
 
 
-async def summarise(counters: Callable[[], Awaitable[Mapping[str, Counts]]], every: float = EVERY) -> None:
+async def summarise(counters: Callable[[], Awaitable[Counters]], every: float = EVERY) -> None:
     """Log `news` until cancelled."""
-    before: Mapping[str, Counts] = await counters()
+    before = (await counters()).workloads
     while True:
         await trio.sleep(every)
-        now = await counters()
+        now = (await counters()).workloads
         for workload, grown in news(before, now):
             log.warning("unmeshed-traffic", workload=workload, seconds=round(every), **grown)
         before = {**before, **now}

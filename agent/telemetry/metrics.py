@@ -112,7 +112,8 @@ class TcpCounts:
 class Facts:
     """What else a scrape shows. `expiry` is unix time by identity, `standing` certificates by good, late and ended;
     `captured`, `bypassed` and `passed` are connections by workload, `unmeshed` packets by workload and what became of
-    them, `over_budget` connections by workload and direction."""
+    them, `over_budget` connections by workload and direction. `held` are packets by what became of them, and `asked`
+    connections, of callers of the mesh that no rule knew."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
     standing: Mapping[str, int] = field(default_factory=dict)
@@ -121,6 +122,8 @@ class Facts:
     bypassed: Mapping[str, int] = field(default_factory=dict)
     passed: Mapping[str, int] = field(default_factory=dict)
     unmeshed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
+    asked: int = 0
     over_budget: Mapping[tuple[str, str], int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     log_dropped: int = 0
@@ -215,7 +218,16 @@ def _own(facts: Facts) -> Iterable["Metric"]:
         for fate, count in fates.items():
             packets.add_metric([workload, fate], count)
     yield packets
+    held = CounterMetricFamily(
+        "culvert_held_packets",
+        "Calls of the mesh out of network namespaces that have no rules yet: held until they have, or refused.",
+        labels=["fate"],
+    )
+    for fate, count in facts.held.items():
+        held.add_metric([fate], count)
+    yield held
     for name, text, total in (
+        ("culvert_asked_connections", "Of cgroups no rule knew: held until the kernel had named them.", facts.asked),
         ("culvert_access_log_dropped", "Access log lines lost: the log's sink was blocked.", facts.log_dropped),
         ("culvert_connection_records_dropped", "Records of closed connections lost by workers.", facts.records_dropped),
         ("culvert_worker_restarts", "Workers that died and were replaced.", facts.worker_restarts),

@@ -22,6 +22,10 @@ async def test_restarts_of_a_container_leave_no_gap() -> None:
         assert box.seen() == (0, 0)
         closed = (await box.two.ask(box.two.one, "connections"))["closed"]
         assert {c["source"]["workload"] for c in closed[-100:]} == {"found/box-one"}
+        held = (await box.two.ask(box.two.one, "capture"))["held"]
+        assert held["waited"] > 0
+        ran = await box.two.mesh.try_on(box.two.one, "capture", "status")
+        assert f"held until known: {held['waited']} packets of new containers" in ran.errors
 
 
 async def test_a_container_that_was_stopped_for_long_is_held_when_it_starts() -> None:

@@ -145,7 +145,7 @@ def test_what_is_not_mesh_stays_direct_and_is_counted(world: World, kernel: Kern
     kernel.apply(DESIRED)
     assert world.reached(address, 81, uid=1001) == "far"
     assert world.reached(LOOPBACK[_version(address)], 82, uid=1001) == "application"
-    assert kernel.counters() == {"shop/web": Counts(captured=0, bypassed=2)}
+    assert kernel.counters().workloads == {"shop/web": Counts(captured=0, bypassed=2)}
 
 
 @pytest.mark.parametrize("address", FAR)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from redirect.counts import Held
 from redirect.desired import Capture, Desired, Hold, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
@@ -96,9 +97,13 @@ def test_while_the_agent_is_there_they_wait(scene: Scene, address: str) -> None:
     caller.join()
     assert said == ["far"]
     assert 0.9 < time.monotonic() - started < 2.5
+    assert scene.kernel.counters().held == Held(waited=1)
     scene.apply(BRIDGE)
     scene.kernel.vanish()
     assert scene.reached(address) == REFUSED
+    assert scene.kernel.counters().held == Held(waited=1, refused=1)
+    scene.apply(BRIDGE, told=False)  # the rules change, and the count goes on
+    assert scene.kernel.counters().held.refused == 1
 
 
 def _line(node: str, comment: str, address: str) -> str:
@@ -130,6 +135,7 @@ def test_what_began_in_front_of_its_own_table_is_refused(scene: Scene, address: 
     scene.kernel.appear(MARKS)
     assert scene.reached(address) == REFUSED
     assert scene.reached(address, 81) == "far"
+    assert scene.kernel.counters().held == Held(refused=1)
 
 
 @pytest.mark.parametrize("address", FAR)

@@ -37,7 +37,7 @@ def test_changes_of_the_mesh_arrive_the_same(kernel: Kernel, first: Desired, sec
 
 def test_no_table_at_first_and_after_removal(kernel: Kernel) -> None:
     assert kernel.held() is None
-    assert kernel.counters() == {}
+    assert kernel.counters().workloads == {}
     kernel.apply(DESIRED)
     assert kernel.held() is not None
     kernel.remove()
@@ -145,13 +145,13 @@ def test_counters_count_connections_and_outlive_replacement(wire: Wire, kernel: 
     assert reached(wire.node, "10.77.0.9", 80, uid=1001) == REFUSED
     assert reached(wire.node, "fd77::9", 80, uid=1001) == REFUSED
     expected = {"shop/web": Counts(captured=2, bypassed=3), "shop/db": Counts()}
-    assert kernel.counters() == expected
+    assert kernel.counters().workloads == expected
     kernel.apply(replace(desired, captures=(replace(WEB, port=15109), DB), capture_all=True))
-    assert kernel.counters() == expected
+    assert kernel.counters().workloads == expected
     kernel.apply(desired)
-    assert kernel.counters() == expected
+    assert kernel.counters().workloads == expected
     assert reached(wire.node, "fd77::9", 80, uid=1001) == REFUSED
-    assert kernel.counters()["shop/web"] == Counts(captured=3, bypassed=3)
+    assert kernel.counters().workloads["shop/web"] == Counts(captured=3, bypassed=3)
 
 
 def test_without_privilege_the_error_says_what_is_missing() -> None:

@@ -67,12 +67,12 @@ def test_out_of_it(served: Wire, kernel: Kernel, agent: ExitStack, address: str)
     assert reached(served.node, address, 80, uid=1001) == "far"
     assert reached(served.node, address, 80, uid=1002) == REFUSED
     assert reached(served.node, address, 81, uid=1001) == "far"  # goes past us anyhow
-    counts = kernel.counters()
+    counts = kernel.counters().workloads
     assert (counts["shop/open"].captured, counts["shop/open"].passed, counts["shop/open"].bypassed) == (1, 1, 1)
     assert (counts["shop/closed"].captured, counts["shop/closed"].passed) == (2, 0)
     # Whatever changes in the table, it goes on counting from there.
     kernel.apply(replace(DESIRED, captures=(OPEN,)), afresh=True)
-    assert kernel.counters()["shop/open"].passed == 1
+    assert kernel.counters().workloads["shop/open"].passed == 1
 
 
 @pytest.mark.parametrize("address", HERE)
@@ -85,7 +85,7 @@ def test_into_it_where_no_policy_would_refuse(served: Wire, kernel: Kernel, agen
     agent.close()
     for place in (served.node, served.far):
         assert [reached(place, address, port) for port in (82, 83)] == ["application", REFUSED]
-    assert kernel.counters()["shop/open"].passed == 2
+    assert kernel.counters().workloads["shop/open"].passed == 2
 
 
 def test_all_is_captured_when_all_is_to_be(served: Wire, kernel: Kernel, agent: ExitStack) -> None:
@@ -94,7 +94,7 @@ def test_all_is_captured_when_all_is_to_be(served: Wire, kernel: Kernel, agent: 
     assert reached(served.node, FAR[0], 81, uid=1001) == "captured 15101"
     kernel.vanish()
     assert reached(served.node, FAR[0], 81, uid=1001) == "far"
-    assert kernel.counters()["shop/open"].passed == 1
+    assert kernel.counters().workloads["shop/open"].passed == 1
 
 
 def test_it_ends_with_the_process_however_that_ends(served: Wire, kernel: Kernel, agent: ExitStack) -> None:

@@ -39,7 +39,7 @@ def test_ports(far: Wire, kernel: Kernel, address: str) -> None:
     kernel.apply(Desired((replace(WEB, skip=Skip(ports=(81,))),), MESH))
     assert reached(far.node, address, 81, 1001) == "far"
     assert reached(far.node, address, 80, 1001) == "captured"
-    assert kernel.counters() == {"shop/web": Counts(captured=1, bypassed=1, skipped=1)}
+    assert kernel.counters().workloads == {"shop/web": Counts(captured=1, bypassed=1, skipped=1)}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_openings(far: Wire, kernel: Kernel, address: str) -> None:
     for uid, expected in ((4711, "application"), (4712, "agent")):
         assert reached(far.node, address, 80, uid) == expected
     assert reached(far.node, address, 81, 4711) == "agent"
-    assert kernel.counters()["shop/db"] == Counts(skipped=4, bypassed=4)
+    assert kernel.counters().workloads["shop/db"] == Counts(skipped=4, bypassed=4)
 
 
 def test_an_opening_is_open_on_every_address_of_a_shared_one(far: Wire, kernel: Kernel) -> None:

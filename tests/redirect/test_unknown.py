@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from redirect.cgroup import children, locate
+from redirect.counts import Held
 from redirect.desired import Capture, Desired, Parent, Recognise
 from redirect.kernel import Kernel
 from tests.redirect.conftest import Wire
@@ -80,6 +81,7 @@ def test_a_restarted_unit_is_held(scene: Scene, address: str) -> None:
         with resolver(scene.wire):
             assert scene.reached("unit", address) == "resolver"
             assert scene.reached("unit", address, 81) == "far"
+        assert scene.kernel.counters().held == Held(asked=2)
 
 
 @pytest.mark.parametrize("address", FAR)

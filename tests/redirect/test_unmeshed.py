@@ -57,7 +57,7 @@ def echoed(netns: str, address: str, request: bytes, protocol: int) -> list[int]
 
 
 def counts(kernel: Kernel) -> tuple[int, int, int]:
-    found = kernel.counters()["shop/web"]
+    found = kernel.counters().workloads["shop/web"]
     return found.unmeshed, found.dns, found.blocked
 
 
@@ -136,7 +136,7 @@ def test_a_trial_blocks_nothing(wire: Wire, kernel: Kernel) -> None:
     """It would go on blocking when its time is over."""
     kernel.apply(Desired((replace(WEB, rest=Rest.BLOCK_ALL),), until=1e9))
     assert sent(wire.node, FAR[0], 8125)
-    assert kernel.counters()["shop/web"] == Counts(unmeshed=1)
+    assert kernel.counters().workloads["shop/web"] == Counts(unmeshed=1)
 
 
 def test_the_listing_reads_well(netns: str, kernel: Kernel) -> None:

@@ -57,7 +57,7 @@ kernel.apply(Desired((Capture("shop/web", Recognise(uid=0), 15102),), desired.me
 try:
     socket.create_connection(("10.77.0.9", 80), 5)
 except ConnectionRefusedError:
-    print({w: (c.captured, c.bypassed) for w, c in kernel.counters().items()})
+    print({w: (c.captured, c.bypassed) for w, c in kernel.counters().workloads.items()})
 
 subprocess.run(["nft", "flush", "ruleset"], check=True)
 assert "table deleted" in watch.foreign()

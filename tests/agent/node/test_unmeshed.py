@@ -1,7 +1,7 @@
 import trio
 
 from agent.node.unmeshed import news, summarise
-from redirect.counts import Counts
+from redirect.counts import Counters, Counts
 
 
 def test_only_what_grew_is_news() -> None:
@@ -28,10 +28,10 @@ async def test_the_log_has_a_line_for_each_who_sent_something(autojump_clock, ca
     answers = [{}, {"shop/web": Counts(unmeshed=2, dns=1)}, {"shop/web": Counts(unmeshed=2, dns=9)}]
     asked = 0
 
-    async def counters() -> dict[str, Counts]:
+    async def counters() -> Counters:
         nonlocal asked
         asked += 1
-        return answers[min(asked, len(answers)) - 1]
+        return Counters(answers[min(asked, len(answers)) - 1])
 
     import structlog
 

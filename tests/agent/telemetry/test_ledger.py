@@ -144,6 +144,8 @@ def test_facts_of_our_own():
         captured={"shop/web": 4},
         bypassed={"shop/web": 7},
         passed={"shop/web": 2},
+        held={"waited": 5, "refused": 6},
+        asked=8,
         gauges={"connections": 3},
         log_dropped=2,
         worker_restarts=1,
@@ -156,8 +158,11 @@ def test_facts_of_our_own():
     assert found["culvert_bypassed_connections_total", (("workload", "shop/web"),)] == 7
     assert found["culvert_captured_connections_total", (("workload", "shop/web"),)] == 4
     assert found["culvert_passed_connections_total", (("workload", "shop/web"),)] == 2
+    assert found["culvert_held_packets_total", (("fate", "waited"),)] == 5
+    assert found["culvert_held_packets_total", (("fate", "refused"),)] == 6
     for name, amount in (
         ("culvert_access_log_dropped_total", 2),
+        ("culvert_asked_connections_total", 8),
         ("culvert_worker_restarts_total", 1),
         ("culvert_workers", 1),
         ("culvert_active_revision", 9),
