@@ -16,6 +16,7 @@ from agent.worker import opaque
 from agent.worker.admission import endpoint
 from agent.worker.inbound import Inbound
 from ca.resources.metadata import Key as ResourceKey
+from ca.resources.workload import Workload
 from redirect.origdst import NotRedirected, original_destination
 
 _TRIES = 3
@@ -98,19 +99,27 @@ class Outbound:
             self._seen = snapshot
             self._ways.clear()
         if over := self._inbound.budgets.spend(snapshot, workload, entry):
-            entry.destination = Party(address=endpoint(*where))
+            self._name(snapshot, workload, entry, where)
             self._refuse(sock, entry, over)
         elif way := self._ways.get((workload, where)):
             self._through(way, sock, entry)
         else:
             self._route(snapshot, workload, sock, entry, peer[0], where)
 
+    def _name(self, snapshot: Snapshot, workload: str, entry: Entry, where: tuple[str, int]) -> None:
+        """Who is refused before it was looked where to: as much as is known without looking."""
+        entry.destination = Party(address=endpoint(*where))
+        if way := self._ways.get((workload, where)):
+            entry.source, entry.destination = Party(workload, way.source, entry.source.address), way.destination
+        elif (source := _found(snapshot, workload)) and snapshot.mesh:
+            identity = source.identity(snapshot.mesh.spec.trust_domain)
+            entry.source = Party(workload, str(identity), entry.source.address)
+
     def _route(
         self, snapshot: Snapshot, workload: str, sock: socket.socket, entry: Entry, caller: str, where: tuple[str, int]
     ) -> None:
         entry.destination = Party(address=endpoint(*where))
-        namespace, _, name = workload.partition("/")
-        source = snapshot.here.get(ResourceKey("Workload", namespace, name))
+        source = _found(snapshot, workload)
         if source is None or snapshot.mesh is None:
             self._refuse(sock, entry, f"{workload} is no longer enrolled here")
             return
@@ -138,7 +147,7 @@ class Outbound:
                     Party(destination.title, str(expected), endpoint(*where)),
                     Key(identity, expected, node, tunnel_port),
                     endpoint(*where),
-                    f"k8s.namespace.name={namespace},service.name={name}",
+                    f"k8s.namespace.name={source.metadata.namespace},service.name={source.metadata.name}",
                     opaque.leaving(snapshot, source, destination, *where),
                 )
                 self._through(way, sock, entry)
@@ -155,6 +164,12 @@ class Outbound:
     def _refuse(self, sock: socket.socket, entry: Entry, reason: str) -> None:
         abort(sock)
         self._book.close(entry, Verdict.REFUSED, reason)
+
+
+def _found(snapshot: Snapshot, workload: str) -> Workload | None:
+    """The workload of this node that is called so (namespace/name)."""
+    namespace, _, name = workload.partition("/")
+    return snapshot.here.get(ResourceKey("Workload", namespace, name))
 
 
 def ours(address: str) -> bool:

@@ -162,7 +162,12 @@ async def test_over_a_limit_means_refused_at_once_and_told(town: Town) -> None:
         record = await town.record("one", direction="outbound", source__workload="shop/web", state="closed")
         assert (record["verdict"], record["over_budget"]) == ("refused", True)
         assert record["reason"] == "over its budget: 3 connections are open"
-        assert record["destination"]["address"] == f"{db.address}:{db.port}"
+        assert record["source"]["identity"] == "spiffe://demo.example/ns/shop/sa/web"
+        assert record["destination"] == {
+            "workload": "shop/db",
+            "identity": "spiffe://demo.example/ns/shop/sa/db",
+            "address": f"{db.address}:{db.port}",
+        }
         table = await town.mesh.on(town.node("one"), "connections")
         assert "over its budget" in " ".join(table.split())
         assert await over(town, "one", "shop/web") == before + 1
@@ -199,6 +204,12 @@ async def test_limits_of_who_is_called_hold_for_all_who_call(town: Town) -> None
         found = await town.records("two", direction="inbound", destination__workload="shop/db", over_budget=True)
         assert {r["security"] for r in found} == {"mtls", "local", "plaintext"}
         assert {r["verdict"] for r in found} == {"refused"}
+        who = {r["security"]: (r["source"].get("workload", ""), r["source"].get("identity", "")) for r in found}
+        assert who == {
+            "mtls": ("shop/web", "spiffe://demo.example/ns/shop/sa/web"),
+            "local": ("shop/store", "spiffe://demo.example/ns/shop/sa/store"),
+            "plaintext": ("", ""),
+        }
         for stream in held:
             await stream.aclose()
 

@@ -11,13 +11,14 @@ from msgspec.structs import replace
 import agent.worker.outbound
 from agent.authorize import Authorizer
 from agent.book import Book
-from agent.connections import Connection, Security, Verdict
+from agent.connections import Connection, Party, Security, Verdict
 from agent.snapshot import Snapshot
 from agent.tunnel import core as core_module
 from agent.worker.budgets import Budgets
 from agent.worker.inbound import Inbound, Marks
 from agent.worker.outbound import Outbound, ours
 from agent.worker.stock import Stocks
+from ca.resources.limits import Limits
 from ca.resources.mesh import Egress, Mode
 from redirect.origdst import NotRedirected
 from tests.agent.relay.rig import DB, WEB, News, receive, receive_all, send, soon, wire
@@ -128,6 +129,22 @@ async def test_through_a_tunnel_with_the_same_facts_on_both_nodes(towards):
             assert record.source.address == "127.0.0.3:4711"
             assert record.destination.address == f"127.0.0.2:{s.port}"
         assert here.trace == there.trace != ""
+
+
+async def test_who_is_over_its_budget_is_named_though_nobody_looked_where_to(towards):
+    async with scene(towards) as s:
+        web = at(workload("web", "n1"), "127.0.0.3")
+        s.put(mesh(), replace(web, spec=replace(web.spec, limits=Limits(connections=1))))
+        first = s.one.capture()
+        far = await s.accept()
+        s.aim(("127.0.0.9", 4242))
+        over = s.one.capture()
+        record = await s.one.closed()
+        assert (record.verdict, record.over_budget) == (Verdict.REFUSED, True)
+        assert record.source == Party("shop/web", str(WEB), "127.0.0.3:4711")
+        assert record.destination == Party(address="127.0.0.9:4242")
+        for each in (first, far, over):
+            each.close()
 
 
 async def test_a_connection_that_lost_its_tunnel_before_the_answer_takes_another(towards):
