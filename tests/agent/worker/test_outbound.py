@@ -133,8 +133,9 @@ async def test_through_a_tunnel_with_the_same_facts_on_both_nodes(towards):
 
 async def test_who_is_over_its_budget_is_named_though_nobody_looked_where_to(towards):
     async with scene(towards) as s:
-        web = at(workload("web", "n1"), "127.0.0.3")
-        s.put(mesh(), replace(web, spec=replace(web.spec, limits=Limits(connections=1))))
+        web = workload("web", "n1")
+        web = replace(web, spec=replace(web.spec, limits=Limits(connections=1)))
+        s.put(mesh(), at(web, "127.0.0.3"))
         first = s.one.capture()
         far = await s.accept()
         s.aim(("127.0.0.9", 4242))
