@@ -144,8 +144,9 @@ async def test_who_is_over_its_budget_is_named_though_nobody_looked_where_to(tow
         assert (record.verdict, record.over_budget) == (Verdict.REFUSED, True)
         assert record.source == Party("shop/web", str(WEB), "127.0.0.3:4711")
         assert record.destination == Party(address="127.0.0.9:4242")
-        for each in (first, far, over):
+        for each in (over, first, far):
             each.close()
+        assert (await s.one.closed()).verdict is Verdict.ALLOWED
 
 
 async def test_a_connection_that_lost_its_tunnel_before_the_answer_takes_another(towards):
