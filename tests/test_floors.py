@@ -27,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     "agent.tunnel": {"agent", "agent.relay"},  # hangs in its loop
     "agent.worker": {"agent", *WORKER},
     "agent.lab": {"agent"},
-    "agent.cli": {"agent", "agent.lab", *NODE},
+    "agent.cli": {"agent", "agent.lab", "agent.worker", *NODE},  # `agent run` forks the first workers
 }
 SERVER_SIDE = ["authority", "central", "centre", "registry", "server", "store"]
 

@@ -54,6 +54,12 @@ def run_(config: Path | None, **flags: Any) -> None:
     culvert agent run --access-log /var/log/culvert/access.log
     """
     settings = _settings(config, flags)
+    from agent.forking import fork_workers
+
+    # Before all else that `run` needs: workers are to inherit nothing of it.
+    if settings.worker_count > 1:
+        import agent.worker.worker  # noqa: F401 - several workers share that as well
+    forked = fork_workers(_worker, settings.worker_count)
     from agent.cli import logs
     from agent.node.supervisor import AgentError, run_agent  # the tasks; the other commands do without
     from agent.telemetry.log import log_to
@@ -63,11 +69,17 @@ def run_(config: Path | None, **flags: Any) -> None:
     sink = Sink("-", standard=sys.stderr.fileno())
     log_to(sink)
     try:
-        trio.run(run_agent, settings, installed_version())
+        trio.run(run_agent, settings, installed_version(), forked)
     except AgentError as error:
         raise Refused(str(error)) from error
     finally:
         sink.close()
+
+
+def _worker(channel: int) -> None:
+    from agent.worker.worker import serve  # the other side of the node
+
+    serve(channel)
 
 
 @agent.command(name="join")

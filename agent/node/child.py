@@ -7,9 +7,6 @@ that lets QUEUE messages pile up, or answers no Inquire for SILENCE, hangs: it i
 import itertools
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -29,6 +26,7 @@ from agent.messages import (
     StockWanted,
     Tables,
 )
+from agent.node.starting import Process, Starter
 
 QUEUE = 10_000
 """Messages that may wait: a hundred seconds of a busy mesh's changes."""
@@ -61,7 +59,7 @@ class Child:
         told: Told,
         met: Callable[["Child"], None],
         progress: Callable[[], None],
-        command: Sequence[str] = (),
+        starter: Starter,
     ) -> None:
         self.number, self.slot = number, slot
         self.pid = 0
@@ -70,7 +68,7 @@ class Child:
         self.draining = False
         self.last_tables: Tables | None = None
         self._told, self._met, self._progress = told, met, progress
-        self._command = tuple(command) or (sys.executable, "-m", "agent.worker")
+        self._starter = starter
         self._queue: deque[tuple[TO_WORKER, tuple[Descriptor, ...], bool]] = deque()
         self._news = trio.Event()
         self._inquiries = itertools.count(1)
@@ -116,15 +114,11 @@ class Child:
 
     async def run(self) -> str:
         """From start to end; returns how it ended. Cancelling kills the process."""
-        ours, theirs = socket.socketpair()
-        channel = supervisor_end(ours)
         how = "ended"
         try:
-            with theirs:
-                process = await trio.lowlevel.open_process(
-                    [*self._command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-                )
+            process, sock = await self._starter.start()
             self.pid = process.pid
+            channel = supervisor_end(sock)
             try:
                 async with trio.open_nursery() as nursery:
                     self._end = nursery.cancel_scope
@@ -136,15 +130,15 @@ class Child:
                     how = "hung and was killed"
             finally:
                 await _reap(process)
+                channel.close()
         except OSError as error:
             return f"could not be started: {error.strerror}"
         finally:
-            self._over(channel)
+            self._over()
         return how if process.returncode == 0 else f"{how}, {_status(process.returncode)}"
 
-    def _over(self, channel: "Channel[TO_WORKER, FROM_WORKER]") -> None:
+    def _over(self) -> None:
         self.gone, self.ready = True, False
-        channel.close()
         while self._queue:
             _, socks, give = self._queue.popleft()
             _close(socks if give else ())
@@ -207,7 +201,7 @@ def _close(socks: Sequence[Descriptor]) -> None:
         sock.close()
 
 
-async def _reap(process: trio.Process) -> None:
+async def _reap(process: Process) -> None:
     with trio.CancelScope(shield=True):
         with trio.move_on_after(0.5 if process.returncode is None else 0):
             await process.wait()

@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
 import trio
@@ -19,6 +19,7 @@ from agent.checks.look import Node, look
 from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.discovery.wanted import sources
+from agent.forking import Forked
 from agent.leaf import Leaf
 from agent.node import notices, unmeshed
 from agent.node.activation import Activation
@@ -31,6 +32,7 @@ from agent.node.files import StateError
 from agent.node.issuance import Issuance
 from agent.node.orders import Orders
 from agent.node.seal import find as find_seal
+from agent.node.starting import Starter
 from agent.node.state import Membership, State
 from agent.node.timekeeping import keep_time
 from agent.node.topics import Topics
@@ -59,13 +61,13 @@ class AgentError(Exception):
     """The agent cannot run; the message says why and what to do."""
 
 
-async def run_agent(settings: AgentSettings, version: str) -> None:
-    """Run the agent until it is told to stop. AgentError."""
+async def run_agent(settings: AgentSettings, version: str, forked: Sequence[Forked]) -> None:
+    """Run the agent, at first with the workers `forked`, until it is told to stop. AgentError."""
     told: BaseExceptionGroup[Exception] | None = None
     try:
         # The socket comes first: it makes sure that no other agent works on the same files.
         with admin_socket(settings.admin_socket) as sock:
-            await Supervisor(settings, version, sock).run()
+            await Supervisor(settings, version, sock, Starter(forked)).run()
     except* (StartError, StateError, AdminError, AccountError) as errors:
         told = errors  # raised in here, some versions of Python (3.11.2) put it into a group
     if told:
@@ -76,7 +78,7 @@ class Supervisor:
     """One agent, answering at `admin`. Making it reads the disk; StartError, StateError or AccountError say why there
     can be none."""
 
-    def __init__(self, settings: AgentSettings, version: str, admin: socket.socket) -> None:
+    def __init__(self, settings: AgentSettings, version: str, admin: socket.socket, starter: Starter) -> None:
         self.settings = settings
         self._version = version
         account = worker_account(settings.worker_user)
@@ -96,7 +98,7 @@ class Supervisor:
         rng = random.Random()
         marks = settings.packet_marks
         self.workers = Workers(
-            self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke()
+            self.membership.node, account, marks, view, self.ledger.take, lambda: self.activation.poke(), starter
         )
         self.workers.overtime = float(settings.overtime)
         self.workers.busy_poll = settings.busy_poll / 1e6

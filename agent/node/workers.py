@@ -10,7 +10,7 @@ refused, but for the pauses of one that keeps dying.
 import errno
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 
@@ -38,6 +38,7 @@ from agent.messages import (
     View,
 )
 from agent.node.child import Child
+from agent.node.starting import Starter
 from agent.node.turning_away import turn_away
 from agent.node.view import Change, MeshView, whole
 from redirect.desired import Marks
@@ -71,7 +72,7 @@ class Listener:
 
 class Workers:
     """`account` is (uid, gid) for all of them. `told` gets Closed; `progress` is called when some worker
-    became ready, active or died. `command` replaces the worker program in tests."""
+    became ready, active or died."""
 
     def __init__(
         self,
@@ -81,11 +82,11 @@ class Workers:
         view: MeshView,
         told: Callable[[Closed], None],
         progress: Callable[[], None],
-        command: Sequence[str] = (),
+        starter: Starter,
     ) -> None:
         self._node, self._account, self._marks = node, account, marks
         self._told, self._progress = told, progress
-        self._command = command
+        self._starter = starter
         self._roots = b""
         self._leaves: dict[str, Leaf] = {}
         self._view = view
@@ -236,7 +237,7 @@ class Workers:
         pause = 0.0
         while not self._stops():
             started = trio.current_time()
-            child = Child(next(self._children), slot, self._heard, self._hand_over, self._move, self._command)
+            child = Child(next(self._children), slot, self._heard, self._hand_over, self._move, self._starter)
             self._live[child.number] = child
             child.say(self._configure(child), [self._tally] if self._tally else [])
             try:

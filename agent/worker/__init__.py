@@ -2,7 +2,7 @@
 
 It imports nothing of agent/node/: what it knows, messages told it. What it imports, every worker holds in memory.
 
-worker        all of this put together; `python -m agent.worker FD`
+worker        all of this put together; forked at first (agent/forking.py), later `python -m agent.worker FD`
 privileges    what the process gives up first
 listeners     its ends of the listening sockets
 outbound, inbound, resolver   connections on their way out, on their way in, and of cgroups that no rule knew yet

@@ -1,6 +1,6 @@
 """A worker: the process that carries connections. It parses what strangers send, and is trusted with little.
 
-`python -m agent.worker FD`: the supervisor's socketpair is FD. Everything else (identity of the node, certificates, the
+`serve(FD)`: the supervisor's socketpair is FD. Everything else (identity of the node, certificates, the
 mesh view, listening sockets) comes through it; see `messages`. The worker ends when the supervisor does.
 """
 
@@ -283,7 +283,10 @@ def _key(name: ResourceName) -> Key:
 
 
 async def _configured(channel: "Channel[FROM_WORKER, TO_WORKER]") -> tuple[Configure, Tally | None]:
-    first, fds = await channel.receive()
+    try:
+        first, fds = await channel.receive()
+    except ChannelClosedError:
+        raise SystemExit(0) from None  # the supervisor found that it cannot start
     if not isinstance(first, Configure):
         raise SystemExit("culvert worker: the supervisor must speak first: start it with `culvert agent run`")
     return first, (Tally(fds.pop(), first.row, first.workers) if fds else None)

@@ -328,7 +328,7 @@ async def test_a_killed_worker_is_replaced(two: Pair) -> None:
 
 async def _worker(two: Pair) -> int:
     assert two.one.process
-    argv = ["pgrep", "-f", "agent.worker", "-P", str(two.one.process.pid)]
+    argv = ["pgrep", "-P", str(two.one.process.pid), "culvert-worker"]
     return int((await programs.run(Place(two.one.machine.namespace), argv)).output)
 
 

@@ -18,7 +18,7 @@ from tests.netns.unit import MARKER, Storm, Unit
 async def worker(unit: Unit) -> int:
     process = unit.two.one.process
     assert process
-    argv = ["pgrep", "-f", "agent.worker", "-P", str(process.pid)]
+    argv = ["pgrep", "-P", str(process.pid), "culvert-worker"]
     return int((await programs.run(Place(unit.two.one.machine.namespace), argv)).output)
 
 
@@ -133,6 +133,7 @@ async def test_its_twin_without_a_guard_is_heard(unit: Unit) -> None:
         await two.mesh.start_agent(two.one)
         with trio.fail_after(20):
             await two.mesh.settled()
+        await storm.until(40, "carried")  # and what was opened before the table stood has ended
         unit.seen()
         await storm.until(40, "carried")
     clear, _ = unit.seen()

@@ -12,8 +12,10 @@ import structlog
 import trio
 import trio.testing
 
+from agent.forking import Forked
 from agent.messages import Closed, Role
 from agent.node import child as child_module
+from agent.node.starting import Starter
 from agent.node.view import Change, Intake
 from agent.node.workers import Workers
 from redirect.desired import Marks
@@ -32,7 +34,7 @@ class Node:
         self.heard: list[Closed] = []
         self.moved = trio.Event()
         self.workers = Workers(
-            "n1", (0, 0), Marks(), self.view, self._told, self._progress, (sys.executable, FAKE, mode)
+            "n1", (0, 0), Marks(), self.view, self._told, self._progress, Starter(command=(sys.executable, FAKE, mode))
         )
         self.sock = socket.create_server(("127.0.0.1", 0))
 
@@ -56,6 +58,11 @@ class Node:
             async with stream:
                 data = b"".join([part async for part in stream])
         return msgspec.json.decode(data)
+
+
+def spawn(*arguments: str) -> int:
+    """A child that Python knows nothing of."""
+    return os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ)
 
 
 @pytest.fixture
@@ -161,6 +168,39 @@ async def test_a_killed_worker_is_replaced_and_queued_connections_are_served(mad
     nursery.cancel_scope.cancel()
 
 
+async def test_workers_forked_before_are_taken_first_and_replaced_by_programs(made, nursery):
+    n = made()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        os.set_inheritable(theirs.fileno(), True)
+        pid = spawn(FAKE, "good", str(theirs.fileno()))
+    n.workers._starter = Starter([Forked(pid, ours)], (sys.executable, FAKE, "good"))
+    n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
+    with structlog.testing.capture_logs() as logs:
+        await nursery.start(n.workers.run, 1)
+        assert (await n.ask())["pid"] == pid
+        assert n.workers.pids == [pid]
+        os.kill(pid, signal.SIGKILL)
+        assert (await n.ask())["pid"] != pid
+    assert next(e["how"] for e in logs if e["event"] == "worker-died") == "ended, by signal SIGKILL"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_forked_that_ended_before_its_time_is_replaced(made, nursery):
+    n = made()
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    pid = spawn("-c", "raise SystemExit(5)")
+    n.workers._starter = Starter([Forked(pid, ours)], (sys.executable, FAKE, "good"))
+    with structlog.testing.capture_logs() as logs:
+        await nursery.start(n.workers.run, 1)
+        await n.until(lambda: n.workers.ready == 1)
+    assert next(e["pid"] for e in logs if e["event"] == "worker-died") == pid
+    nursery.cancel_scope.cancel()
+
+
 async def test_one_of_two_dies_and_the_other_serves_on(made, nursery):
     n = made()
     n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
@@ -249,7 +289,7 @@ async def test_one_that_lets_messages_pile_up_is_killed(made, nursery, monkeypat
 
 async def test_one_without_a_program(made, nursery):
     n = made()
-    n.workers._command = ("/nonexistent/python",)
+    n.workers._starter = Starter(command=("/nonexistent/python",))
     with structlog.testing.capture_logs() as logs:
         await nursery.start(n.workers.run, 1)
         await n.until(lambda: n.workers.restarts == 1)
