@@ -1,11 +1,12 @@
 """What somebody may have meant: one wording for every "did you mean"."""
 
-import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` if a known word is near, else the known words when they are few, else nothing."""
+    import difflib  # only for those who err
+
     words = sorted(set(known))
     folded = {_fold(w): w for w in words}
     near = difflib.get_close_matches(_fold(word), folded, n=1, cutoff=0.6)

@@ -2,7 +2,7 @@
 
 plan       captures -> desired ruleset (pure)
 ruleset    tables, chains, rules as values; `render` prints them as nft would
-encode     ruleset -> netlink messages (pure); `decode` the way back, `frames` the framing
+encode     ruleset -> netlink messages (pure), made of `messages`; `decode` the way back, `frames` the framing
 compare    desired ruleset against what the kernel holds (pure)
 kernel     one atomic batch; exact removal; counters (effects); `watch` for what others change
 routing    policy routing for borrowed source addresses (effects)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from difflib import unified_diff
 
 from redirect.compare import compare
 from redirect.desired import Desired, Recognise
@@ -17,6 +16,8 @@ MOST = 20
 
 def as_text(held: Ruleset | None, desired: Desired | None) -> str:
     """The lines that go (-) and come (+), with some around them; empty when none do."""
+    from difflib import unified_diff  # only for those who ask
+
     old = render(_settled(held)).splitlines() if held else []
     new = render(_settled(plan(desired))).splitlines() if desired else []
     return "\n".join(unified_diff(old, new, "in the kernel", "wanted", lineterm=""))

@@ -15,9 +15,9 @@ from typing import Any
 
 from pyroute2.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-from pyroute2.netlink.nfnetlink import nftsocket as nft
 
 from redirect.frames import attribute
+from redirect.messages import nft
 from redirect.render import render_rule
 from redirect.ruleset import (
     Chain,

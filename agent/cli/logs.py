@@ -1,16 +1,25 @@
 """The log of a long-running command: structlog to stderr, for people on a terminal, else one JSON object a line."""
 
+import importlib
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+
+
+class _Later(ModuleType):
+    """A module that is imported when somebody asks for something in it."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 @contextmanager
-def _without(name: str) -> Iterator[None]:
-    """Meanwhile importing `name` fails as if it were not installed."""
+def _instead(name: str, module: ModuleType | None) -> Iterator[None]:
+    """Meanwhile importing `name` gives `module`, or fails as if it were not installed."""
     before = sys.modules.pop(name, None)
-    sys.modules[name] = None  # type: ignore[assignment] # which is how Python itself says it
+    sys.modules[name] = module  # type: ignore[assignment] # None is how Python itself says it
     try:
         yield
     finally:
@@ -19,8 +28,9 @@ def _without(name: str) -> Iterator[None]:
             sys.modules[name] = before
 
 
-# structlog takes it for tracebacks in colour: 4 MB in a process that runs for months and has nobody to look at them.
-with _without("rich"):
+# In a process that runs for months structlog takes rich for tracebacks in colour that nobody looks at, 4 MB, and
+# asyncio for loggers of another kind than ours, 2 MB.
+with _instead("rich", None), _instead("asyncio", _Later("asyncio")):
     import structlog
 
 

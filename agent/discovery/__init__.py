@@ -1,7 +1,7 @@
 """Discovery: a node finds its workloads by what is written on them, and has them registered.
 
 found         one workload as a source found it, and all that a source sees; what a source is
-files         documents in a directory
+files         documents in a directory; written: one of them
 units         systemd units with a section [X-Culvert]
 sections      that section; names and cgroups of units
 dbus          questions to systemd

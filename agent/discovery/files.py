@@ -13,15 +13,10 @@ from pathlib import Path
 
 import trio
 
-from agent.discovery.folders import Folders, TooMuch, entries, read_small
+from agent.discovery.folders import Folders, TooMuch, entries
 from agent.discovery.found import Found, Publish, Seen
-from ca.resources import documents
-from ca.resources.documents import DocumentError, Placed
-from ca.resources.workload import Workload
 
-MOST_FILES, MOST_BYTES = 2000, 2**20
-SHOWN = 5
-"""Faults told of one file."""
+MOST_FILES = 2000
 
 
 @dataclass
@@ -54,57 +49,13 @@ def look(folder: Path, node: str, good: dict[Path, tuple[Found, ...]]) -> Seen:
     for gone in good.keys() - set(paths):
         del good[gone]
     for path in paths:
+        from agent.discovery import written  # a megabyte, with YAML: not for nodes without such files
+
         try:
-            good[path] = _read(path, node)
+            good[path] = written.read(path, node)
         except FileNotFoundError:
             good.pop(path, None)
-        except (OSError, TooMuch, UnicodeDecodeError, DocumentError, ValueError) as error:
-            problems += _told(path, error)
+        except written.ERRORS as error:
+            problems += written.told(path, error)
             whole = whole and path in good
     return Seen(tuple(f for path in paths for f in good.get(path, ())), tuple(problems), whole)
-
-
-def _read(path: Path, node: str) -> tuple[Found, ...]:
-    text = read_small(path, MOST_BYTES)
-    return tuple(_found(placed, node) for placed in documents.read([(str(path), text)], {"spec.node": node}))
-
-
-def _found(placed: Placed, node: str) -> Found:
-    workload = placed.resource
-    if not isinstance(workload, Workload):
-        raise ValueError(f"{placed.file}:{placed.line}: {workload.key}: only workloads are found in files; apply it")
-    spec = workload.spec
-    try:
-        if spec.node != node:
-            raise ValueError(f"spec.node: this is node {node}, not {spec.node}")
-        if spec.match is None:
-            raise ValueError("spec.match is missing")
-        if spec.found is not None:
-            raise ValueError("spec.found is not for people to write; leave it out")
-        metadata = workload.metadata
-        return Found(
-            "files",
-            placed.file,
-            metadata.namespace,
-            metadata.name,
-            spec.service_account,
-            spec.match,
-            spec.ports if "spec.ports" in placed.lines else None,
-            metadata.labels,
-            spec.address,
-            spec,
-        )
-    except ValueError as error:
-        raise ValueError(placed.place(f"{workload.key}: {error}")) from error
-
-
-def _told(path: Path, error: Exception) -> list[str]:
-    if isinstance(error, DocumentError):
-        faults = [str(f) for f in error.faults]
-        more = [f"{path}: and {len(faults) - SHOWN} more faults"] if len(faults) > SHOWN else []
-        return faults[:SHOWN] + more
-    if isinstance(error, OSError):
-        return [f"{path}: cannot be read: {error.strerror}"]
-    if isinstance(error, UnicodeDecodeError):
-        return [f"{path}: is no text in UTF-8: {error.reason} at byte {error.start}"]
-    return [str(error) if str(error).startswith(str(path)) else f"{path}: {error}"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from agent.discovery import files
+from agent.discovery import files, written
 from agent.discovery.files import Files, look
 from agent.discovery.found import Found, Seen
 from ca.resources.workload import Match, WorkloadSpec
@@ -56,7 +56,7 @@ def test_all_that_a_file_says_is_registered(tmp_path: Path) -> None:
         (API.replace(", match: {cgroup: a/b}", ""), "spec.match is missing"),
         (API.replace("match:", "found: {source: files}, match:"), "spec.found is not for people to write"),
         ("kind: Node\nmetadata: {name: n1}\n", "only workloads are found in files"),
-        ("x" * (files.MOST_BYTES + 1), f"it has more than {files.MOST_BYTES} bytes"),
+        ("x" * (written.MOST_BYTES + 1), f"it has more than {written.MOST_BYTES} bytes"),
         ("---\n".join([API.replace("api", "A B")] * 9), "more faults"),
     ],
 )  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_broken_file_is_named_and_the_others_count(tmp_path: Path, text: str, 
     assert not seen.whole
     assert any(said in p for p in seen.problems), seen.problems
     assert all("x.yaml" in p for p in seen.problems)
-    assert len(seen.problems) <= files.SHOWN + 1
+    assert len(seen.problems) <= written.SHOWN + 1
 
 
 def test_odd_files_are_named(tmp_path: Path) -> None:
