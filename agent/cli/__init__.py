@@ -5,6 +5,8 @@ what the others need.
 """
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -32,20 +34,28 @@ _COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class Lazy(click.Group):
+    """A group that imports each command, `module:name`, when it is used."""
+
+    def __init__(self, *arguments: Any, lazy: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lazy = lazy
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(self._lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self._lazy:
             return None
-        module, _, name = _COMMANDS[cmd_name].partition(":")
+        module, _, name = self._lazy[cmd_name].partition(":")
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(
+    cls=Lazy, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
+)
 @click.version_option(package_name="culvert")
 def main() -> None:
     """Culvert: mTLS between the workloads of ordinary machines.

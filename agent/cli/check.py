@@ -11,9 +11,9 @@ import click
 
 from agent.checks import CheckAnswer, Finding
 from agent.checks.look import Node, look
-from agent.cli.agent import installed_version
 from agent.cli.local import NoAgent, ask, socket_option
 from agent.cli.output import Refused, note, output_option, show
+from agent.cli.version import installed_version
 from agent.node.files import StateError
 from agent.node.seal import find as find_seal
 from agent.node.state import State

@@ -12,7 +12,7 @@ import trio
 
 from agent.answers import Done
 from agent.cli.output import Refused
-from agent.settings import load_settings
+from agent.settings import AgentSettings, load_settings
 from ca.contract import Problem
 from ca.http import HttpError, Response, request
 from ca.settings import SettingsError
@@ -105,3 +105,11 @@ def _decoded(response: Response, answer: type[_S]) -> _S:
     except msgspec.MsgspecError as error:
         said = response.body[:300].decode("utf-8", "replace").strip()
         raise Refused(f"the agent answers {response.status}: {said or error}; is it of another version?") from error
+
+
+def agent_settings(config: Path | None, flags: dict[str, Any]) -> AgentSettings:
+    """The settings of this machine's agent, with the flags of a command. Refused."""
+    try:
+        return load_settings(os.environ, flags, config).settings
+    except SettingsError as error:
+        raise Refused(str(error)) from error

@@ -1,36 +1,13 @@
 """The log of a long-running command: structlog to stderr, for people on a terminal, else one JSON object a line."""
 
-import importlib
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
 
-
-class _Later(ModuleType):
-    """A module that is imported when somebody asks for something in it."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-@contextmanager
-def _instead(name: str, module: ModuleType | None) -> Iterator[None]:
-    """Meanwhile importing `name` gives `module`, or fails as if it were not installed."""
-    before = sys.modules.pop(name, None)
-    sys.modules[name] = module  # type: ignore[assignment] # None is how Python itself says it
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-
+from agent.lean import Later, instead
 
 # In a process that runs for months structlog takes rich for tracebacks in colour that nobody looks at, 4 MB, and
 # asyncio for loggers of another kind than ours, 2 MB.
-with _instead("rich", None), _instead("asyncio", _Later("asyncio")):
+with instead("rich", None), instead("asyncio", Later("asyncio")):
     import structlog
 
 

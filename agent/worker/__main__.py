@@ -3,8 +3,11 @@
 import signal
 import sys
 
+from agent import lean
 from agent.forking import WORKER, call_itself
-from agent.worker.worker import serve
+
+lean.begin()
+from agent.worker.worker import serve  # noqa: E402 - only now
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which drains
 call_itself(*WORKER)

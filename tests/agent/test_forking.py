@@ -110,7 +110,7 @@ print(len(forked), *map(status, forked))
 def test_a_supervisor_that_cannot_start_leaves_no_worker() -> None:
     done = run("""
 import trio
-from agent.cli.agent import _worker
+from agent.cli.run import _worker
 [forked] = fork_workers(_worker, 1)
 print(status(forked))
 """)
