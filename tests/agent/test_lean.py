@@ -3,7 +3,12 @@
 import hashlib
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +28,7 @@ print(*[name for name, module in sys.modules.items() if module], sep="\\n")
     held = outcome(text)
     assert "agent.node.supervisor" in held
     left = {"_ssl", "_hashlib", "idna.core", "asyncio", "rich", "yaml", "importlib.metadata", "pyroute2.ndb"}
+    left |= {"email._parseaddr", "_pickle"}
     assert left.isdisjoint(held)
 
 
@@ -35,6 +41,45 @@ assert trio._highlevel_ssl_helpers.ssl.SSLContext is ssl.SSLContext is SSLContex
 print(trio._socket._idna.encode("b\\u00fccher.example", uts46=True).decode())
 """
     assert outcome(text) == ["xn--bcher-kva.example"]
+
+
+def test_what_nobody_was_to_use_fails_loudly() -> None:
+    text = """
+import trio, cryptography.x509
+from cryptography.hazmat.primitives import serialization
+for use in (lambda: trio.DTLSEndpoint(None), lambda: cryptography.x509.RFC822Name("a@b.example"),
+            lambda: serialization.load_ssh_public_key(b"")):
+    try:
+        use()
+    except NotImplementedError as error:
+        print(error)
+"""
+    assert outcome(text) == [
+        f"{name} was not imported; see agent/lean.py"
+        for name in (
+            "trio._dtls.DTLSEndpoint",
+            "email.utils.parseaddr",
+            "cryptography.hazmat.primitives.serialization.ssh.load_ssh_public_key",
+        )
+    ]
+
+
+def test_certificates_with_addresses_of_people_can_still_be_read(tmp_path: Path) -> None:
+    """A stranger may send one."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([]), datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(1))
+    names = x509.SubjectAlternativeName([x509.RFC822Name("somebody@b.example"), x509.DNSName("b.example")])
+    certificate = made.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    path = tmp_path / "certificate.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    text = f"""
+from pathlib import Path
+from cryptography import x509
+certificate = x509.load_pem_x509_certificate(Path({str(path)!r}).read_bytes())
+print(*[each.value for each in certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value])
+"""
+    assert outcome(text) == ["somebody@b.example b.example"]
 
 
 def test_structlog_has_asyncio_when_it_is_touched() -> None:
