@@ -6,7 +6,7 @@ snapshot      the mesh as a node sees it; leaf: a certificate; connections, tall
 route, policy, authorize, openings   decisions over facts (pure); explain: the same, told to an operator
 book          the worker's connections, for all who carry them
 messages, channel                    what supervisor and worker say to each other; forking: how the first ones start
-lean          imports without what nobody uses
+lean, docstrings                     imports without what nobody uses or reads
 settings, answers                    what an operator sets, and is told
 clock, owners                        time as the centre has it; whose a socket is
 cli, lab      the command `culvert`; machines to try it on

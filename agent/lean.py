@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from agent import docstrings
+
 _UNUSED = ("idna", "ssl")
 """Of trio: names of hosts that are not ASCII; TLS, for which we have ca.tls."""
 
@@ -22,7 +24,9 @@ _UNUSED_NAMES = (
 
 
 def begin() -> None:
-    """From now on; to be called before trio is imported. 3 MB less, of which a second OpenSSL was one."""
+    """From now on; to be called before trio is imported. 3 MB less, of which a second OpenSSL was one,
+    and docstrings."""
+    docstrings.leave_out()
     for name in _UNUSED:
         sys.modules.setdefault(name, Later(name))
     for name in _UNUSED_NAMES:
