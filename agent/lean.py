@@ -12,9 +12,13 @@ from types import ModuleType
 
 from agent import docstrings
 
-_UNUSED = ("idna", "ssl")
-"""Of trio: names of hosts that are not ASCII; TLS, for which we have ca.tls."""
-
+_UNUSED = (
+    "idna",  # trio's, for names of hosts that are not ASCII
+    "msgspec.inspect",  # for schemas
+    "shutil",  # of ctypes.util, for systems that look for libraries with a compiler
+    "ssl",  # trio's, for TLS; ours is ca.tls
+    "tempfile",  # like shutil
+)
 _UNUSED_NAMES = (
     "cryptography.hazmat.primitives.serialization.ssh",
     "email.utils",  # cryptography's, for addresses of people in certificates

@@ -5,7 +5,6 @@ stdout, everything else to stderr.
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,6 +105,8 @@ def size(count: float) -> str:
 
 
 def _render(grid: "Table") -> str:
+    import shutil  # neither is for commands that run for months
+
     from rich.console import Console
 
     interactive = sys.stdout.isatty()

@@ -4,16 +4,21 @@ Capture on both nodes, ten rules of policy of which the last one allows, metrics
 generators run as the enrolled client and dial the server's own address: nothing about them knows of a mesh.
 """
 
+import compileall
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import trio
 
+import agent
+import ca
+import redirect
 from agent.answers import ConnectionsAnswer
 from agent.connections import Connection, Security, Verdict
 from agent.lab import programs
@@ -80,6 +85,7 @@ class Culvert:
     async def start(self, rig: Rig, workers: int) -> None:
         """Found a mesh, let both nodes join, apply the objects, and wait until both agents act on them."""
         self._rig, self.notes = rig, []
+        await trio.to_thread.run_sync(_install)
         self.centre = Account(rig.lab.cgroup(f"{rig.name}-centre"))
         directory = rig.lab.directory / f"{rig.name}-mesh"
         directory.mkdir(mode=0o755)
@@ -182,3 +188,9 @@ class Culvert:
 
 def _machine(node: RigNode, number: int) -> Machine:
     return Machine(node.namespace, node.address, "", number, "wire")
+
+
+def _install() -> None:
+    """Have bytecode beside our sources, as an installation has: compiling takes time and leaves holes in memory."""
+    for package in (agent, ca, redirect):
+        compileall.compile_dir(Path(package.__file__ or "").parent, quiet=1)

@@ -23,12 +23,12 @@ def outcome(text: str) -> list[str]:
 def test_both_sides_do_without_a_second_openssl() -> None:
     text = """
 import agent.worker.worker, agent.cli.logs, agent.node.supervisor
-print(*[name for name, module in sys.modules.items() if module], sep="\\n")
+print(*[name for name, module in sys.modules.items() if type(module) is type(sys)], sep="\\n")
 """
     held = outcome(text)
     assert "agent.node.supervisor" in held
     left = {"_ssl", "_hashlib", "idna.core", "asyncio", "rich", "yaml", "importlib.metadata", "pyroute2.ndb"}
-    left |= {"email._parseaddr", "_pickle"}
+    left |= {"email._parseaddr", "_pickle", "lzma", "msgspec.inspect"}
     assert left.isdisjoint(held)
 
 
