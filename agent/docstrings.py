@@ -6,7 +6,15 @@ compiler: this knows CPython 3.11's and leaves others alone.
 """
 
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from inspect import CO_OPTIMIZED
 from opcode import opmap
 from types import CodeType, ModuleType
@@ -17,7 +25,11 @@ KNOWN = sys.version_info[:2] == (3, 11)
 def leave_out() -> None:
     """From now on, for what is not imported yet."""
     if KNOWN:
-        kinds = (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Loader, SOURCE_SUFFIXES)
+        kinds = (
+            (ExtensionFileLoader, EXTENSION_SUFFIXES),
+            (_Loader, SOURCE_SUFFIXES),
+            (SourcelessFileLoader, BYTECODE_SUFFIXES),
+        )
         sys.path_hooks.insert(0, FileFinder.path_hook(*kinds))
         sys.path_importer_cache.clear()
 

@@ -63,7 +63,10 @@ def fork_workers(serve: Serve, count: int) -> list[Forked]:
     gc.freeze()  # a collection writes to whatever it looks at, and so would make copies of all pages
     forked: list[Forked] = []
     for _ in range(count):
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            break
         with theirs:
             try:
                 pid = os.fork()

@@ -1,6 +1,7 @@
 """Against what the compiler makes of sources: ours, Python's, and those with every trap that is known."""
 
 import dis
+import py_compile
 import subprocess
 import sys
 import sysconfig
@@ -135,6 +136,17 @@ def test_traps() -> None:
         scope["Told"].text,
     ]
     assert values == ["twice", "a value", 1, "value", "outer", ["a docstring"], ["x"] * 2, ["y"] * 2, "a class"]
+
+
+def test_modules_without_a_source_are_found(tmp_path: Path) -> None:
+    source = tmp_path / "sourceless.py"
+    source.write_text("value = 7")
+    py_compile.compile(str(source), str(source.with_suffix(".pyc")))
+    source.unlink()
+    code = f"import sys\nfrom agent.docstrings import leave_out\nleave_out()\nsys.path.append({str(tmp_path)!r})\n"
+    code += "import sourceless\nprint(sourceless.value)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("7\n", "")
 
 
 def test_modules_are_imported_without() -> None:
