@@ -225,7 +225,8 @@ class Activation:
         ports, lacking = allot(before, wanted, self._pool)
         tenants = self._tenants
         ports, unheld = await self._lodged(wanted, ports, tenants)
-        self._hold = hold(wanted, ports.bridges, tenants, known(wanted, tenants, self._hold))
+        standing = await self._capture.inside()
+        self._hold = hold(wanted, ports.bridges, tenants, known(wanted, tenants, self._hold, standing))
         faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
         self._cgroups, self._parents, strange = await self._standing(wanted)
         self._exempted = await trio.to_thread.run_sync(self.exempt.look)
@@ -247,7 +248,7 @@ class Activation:
         captured |= {w.workload for w in wanted if w.place in tenants.resting}
         self.captured = frozenset(captured)
         # What a table lets out can be vouched for now that the table is there.
-        self._hold = hold(wanted, ports.bridges, tenants, self._capture.inside())
+        self._hold = hold(wanted, ports.bridges, tenants, await self._capture.inside())
         await self._capture.know(self._parents, self._hold)
         if not self.off:
             self._workers.borrow(True)

@@ -163,10 +163,11 @@ class Capture:
                     log.warning("counters-unknown", place=title(namespace.place), error=str(error))
         return found
 
-    def inside(self) -> frozenset[str]:
-        """The workloads whose own namespace has its table."""
-        tables = (d for p, d in self.applied().items() if p != HOST)
-        return frozenset(c.workload for d in tables for c in d.captures)
+    async def inside(self) -> frozenset[str]:
+        """The workloads whose own namespace has its table: not one whose name leads to another namespace by now."""
+        own = [n for p, n in self._namespaces.items() if p != HOST and n.applied]
+        there = await trio.to_thread.run_sync(lambda: [n for n in own if standing(n.place) == n.standing])
+        return frozenset(c.workload for n in there if n.applied for c in n.applied.captures)
 
     def applied(self) -> dict[str, Desired]:
         """The table of each place that has one."""

@@ -52,10 +52,20 @@ def lodgings(
     return found
 
 
-def known(captured: Iterable[Local], tenants: Tenants, held: Hold) -> frozenset[str]:
-    """The workloads whose stations were known with their tables: not that of a container that has been restarted."""
+def known(captured: Iterable[Local], tenants: Tenants, held: Hold, standing: Collection[str] = ()) -> frozenset[str]:
+    """The workloads that `held` knew with their tables: not a container that has been restarted. A namespace that no
+    engine made has no stations to be known by: its workload is among `standing`, those whose table is still where the
+    name of their namespace leads, and was not held back."""
     stations = ((w, tenants.places.get(w.place, frozenset())) for w in captured if w.place)
-    return frozenset(w.workload for w, of in stations if of and of <= (held.vouched if _lets_out(w) else held.settled))
+    return frozenset(
+        w.workload
+        for w, of in stations
+        if (of <= (held.vouched if _lets_out(w) else held.settled) if of else _let_by(w, held, standing))
+    )
+
+
+def _let_by(local: Local, held: Hold, standing: Collection[str]) -> bool:
+    return _lets_out(local) and local.workload in standing and local.address not in held.inside
 
 
 def _lets_out(local: Local) -> bool:

@@ -130,25 +130,24 @@ class Namespace:
     def apply(self, desired: Desired, afresh: bool = False) -> None:
         """Put the table into the kernel."""
         self.known = False
+        self.doubt = ""
+        asks = desired.hold != Hold() or any(c.open for c in desired.captures)
         try:
-            lacking = self._kernel.apply(self._attended(desired), afresh)
+            lacking = self._kernel.apply(self._attended(desired) if asks else desired, afresh)
         except ValueError as error:
             raise CaptureError(errno.EINVAL, f"the capture rules contradict each other: {error}") from error
+        if not asks:
+            self._kernel.vanish()  # not before: rules that still asked would take us for gone
         if lacking:
             self.doubt = "; ".join(filter(None, (self.doubt, f"{UNTOLD}: {lacking}")))
         self.applied, self.known = desired, True
 
     def _attended(self, desired: Desired) -> Desired:
-        """The kernel told that we are there, if anything depends on it. Where it cannot be told, nothing does."""
-        self.doubt = ""
-        fails_open = any(c.open for c in desired.captures)
-        if not fails_open and desired.hold == Hold():
-            self._kernel.vanish()
-            return desired
+        """The kernel told that we are there. Where it cannot be told, nothing depends on it."""
         try:
             self._kernel.appear(self.marks)
         except CaptureError as error:
-            if fails_open:
+            if any(c.open for c in desired.captures):
                 self.doubt = f"failMode open is not possible, and all fails closed: {error}"
             closed = tuple(replace(c, open=False, open_ports=()) for c in desired.captures)
             return replace(desired, captures=closed, told=False)

@@ -69,6 +69,30 @@ async def test_what_is_skipped_on_its_way_out_goes_in_clear_and_is_counted(town:
     assert record["security"] == "mtls"
 
 
+async def test_what_is_skipped_goes_on_while_the_mesh_changes(town: Town) -> None:
+    db, web = town["db"], town["web"]
+    skip = f"capture: {{out: {{skip: {{ports: [{db.port}]}}}}}}"
+    served = 0
+    async with (
+        traffic.serving(db.server, db.address, db.port, traffic.greet(HELLO)),
+        said(town, "front", skip),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def call() -> None:
+            nonlocal served
+            while True:
+                assert await traffic.ask(town["front"].place, db.address, db.port) == HELLO + b"ping"
+                served += 1
+
+        nursery.start_soon(call)
+        for number in range(20):
+            await town.mesh.label(web.workload, turn=str(number))
+        nursery.cancel_scope.cancel()
+    await town.mesh.label(web.workload, turn=None)
+    assert served > 20
+
+
 async def test_a_user_is_skipped_inside_a_namespace(town: Town) -> None:
     front, db = town["front"], town["db"]
     monitor = Place(front.place.namespace, STRANGER)

@@ -91,3 +91,11 @@ def test_a_container_that_was_restarted_is_known_no_more() -> None:
     assert known(boxes, lives(BOX), Hold(vouched=frozenset({BOX}))) == frozenset()
     skipping = [local("box", skip=Skip(ports=(3306,)))]
     assert known(skipping, lives(BOX), Hold(vouched=frozenset({BOX}))) == {"shop/box"}
+
+
+def test_who_was_let_out_of_a_standing_namespace_is_not_held_again() -> None:
+    pod = [local("pod", "/run/netns/pod", address="10.0.0.7", skip=Skip(ports=(3306,)))]
+    assert known(pod, Tenants(), Hold(), {"shop/pod"}) == {"shop/pod"}
+    assert known(pod, Tenants(), Hold(), ()) == frozenset()  # the name leads elsewhere by now
+    assert known(pod, Tenants(), Hold(inside=frozenset({"10.0.0.7"})), {"shop/pod"}) == frozenset()
+    assert known([local("pod", "/run/netns/pod", address="10.0.0.7")], Tenants(), Hold(), {"shop/pod"}) == frozenset()
