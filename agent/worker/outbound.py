@@ -107,13 +107,15 @@ class Outbound:
             self._route(snapshot, workload, sock, entry, peer[0], where)
 
     def _name(self, snapshot: Snapshot, workload: str, entry: Entry, where: tuple[str, int]) -> None:
-        """Who is refused before it was looked where to: as much as is known without looking."""
+        """Who is refused for want of budget, before it was looked which way to go."""
         entry.destination = Party(address=endpoint(*where))
         if way := self._ways.get((workload, where)):
             entry.source, entry.destination = Party(workload, way.source, entry.source.address), way.destination
         elif (source := _found(snapshot, workload)) and snapshot.mesh:
-            identity = source.identity(snapshot.mesh.spec.trust_domain)
-            entry.source = Party(workload, str(identity), entry.source.address)
+            domain = snapshot.mesh.spec.trust_domain
+            entry.source = Party(workload, str(source.identity(domain)), entry.source.address)
+            if len(found := snapshot.at(*where)) == 1:
+                entry.destination = Party(found[0].title, str(found[0].identity(domain)), endpoint(*where))
 
     def _route(
         self, snapshot: Snapshot, workload: str, sock: socket.socket, entry: Entry, caller: str, where: tuple[str, int]

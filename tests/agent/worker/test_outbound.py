@@ -144,7 +144,12 @@ async def test_who_is_over_its_budget_is_named_though_nobody_looked_where_to(tow
         assert (record.verdict, record.over_budget) == (Verdict.REFUSED, True)
         assert record.source == Party("shop/web", str(WEB), "127.0.0.3:4711")
         assert record.destination == Party(address="127.0.0.9:4242")
-        for each in (over, first, far):
+        s.put(mesh(), at(web, "127.0.0.3"))  # what was remembered of ways is void
+        s.aim(("127.0.0.2", s.port))
+        again = s.one.capture()
+        record = await s.one.closed()
+        assert record.destination == Party("shop/db", str(DB), f"127.0.0.2:{s.port}")
+        for each in (over, again, first, far):
             each.close()
         assert (await s.one.closed()).verdict is Verdict.ALLOWED
 
