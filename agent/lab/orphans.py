@@ -1,5 +1,6 @@
 """What a lab left behind whose owner was killed: found by the owner's process id in every name, and removed."""
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -18,9 +19,11 @@ def name(owner: int, count: int) -> str:
 
 
 def remove_orphans(of: int | None = None) -> None:
-    """Remove what belongs to no living process; with `of`, what belonged to that one, whose labs are closed."""
+    """Remove what belongs to no living process; with `of`, what belonged to that one, whose labs are closed. What
+    cannot be removed stays, and keeps nobody from a lab of his own."""
     for path in _orphans(DIRECTORY, of):
-        Namespace(path.name).remove()
+        with contextlib.suppress(OSError):
+            Namespace(path.name).remove()
     for path in _orphans(Path(tempfile.gettempdir()), of):
         shutil.rmtree(path, ignore_errors=True)
     if mount := mount_point():

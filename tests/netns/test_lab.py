@@ -144,3 +144,23 @@ trio.run(main)
     async with open_lab():  # removes what the killed one left
         assert not Path(directory).exists()
         assert not [p for p in DIRECTORY.iterdir() if p.name.startswith(f"cv{owner.pid}x")]
+
+
+AMID = """\
+import os, subprocess
+from agent.lab.namespace import DIRECTORY, Namespace
+made = Namespace(f"cv{os.getpid()}x1-early")
+made.create()
+subprocess.run(["ip", "netns", "add", "cv-other"], check=True)
+subprocess.run(["ip", "netns", "delete", "cv-other"], check=True)
+made.remove()
+print(os.listdir(DIRECTORY))
+"""
+
+
+def test_the_first_namespace_of_somebody_else_does_not_pin_ours() -> None:
+    """`ip netns add` and container engines make /run/netns a mount when they first use it; here in a /run apart."""
+    run = 'mount -t tmpfs none /run && exec "$0" -c "$1"'
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", run, sys.executable, AMID]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
