@@ -156,6 +156,9 @@ RECORD = 2**14
 # a mesh passes, that is most of the cost of TLS, so Memory and the four methods that take one call OpenSSL through the
 # binding below pyOpenSSL; everything else is pyOpenSSL's.
 _lib, _ffi = SSL._lib, SSL._ffi  # type: ignore[attr-defined]
+_NULL = _ffi.NULL
+_ssl_read, _ssl_write, _clear_error = _lib.SSL_read, _lib.SSL_write, _lib.ERR_clear_error
+_bio_read, _bio_write, _held = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
 
 
 class Memory:
@@ -185,10 +188,11 @@ class Machine:
     A dead machine stays dead: every call raises the TlsError again.
     """
 
-    __slots__ = ("_connection", "_handshake")
+    __slots__ = ("_arrived", "_connection", "_handshake", "_leaving", "_ssl")
 
     def __init__(self, ctx: SSL.Context, *, server: bool, server_name: str | None = None, tag: object = None) -> None:
-        self._connection = SSL.Connection(ctx)
+        connection = self._connection = SSL.Connection(ctx)
+        self._ssl, self._arrived, self._leaving = connection._ssl, connection._into_ssl, connection._from_ssl
         self._handshake = _Handshake(tag)
         self._connection.set_app_data(self._handshake)
         if server:
@@ -237,16 +241,16 @@ class Machine:
 
     def arrived(self, memory: Memory, count: int) -> None:
         """`feed` the first `count` bytes of `memory`."""
-        if _lib.BIO_write(self._connection._into_ssl, memory._pointer, count) != count:
+        if _bio_write(self._arrived, memory._pointer, count) != count:
             raise TlsError("OpenSSL has no memory left")
 
     def open(self, memory: Memory) -> tuple[int, bool]:
         """Decrypt into `memory` what has arrived; -> (bytes, whether there may be more than fit)."""
-        ssl, arrived, pointer = self._connection._ssl, self._connection._into_ssl, memory._pointer
+        ssl, arrived, pointer = self._ssl, self._arrived, memory._pointer
         done, full = 0, memory.size - RECORD
-        _lib.ERR_clear_error()  # SSL_get_error looks at the thread's queue, where other connections' errors may stand
+        _clear_error()  # SSL_get_error looks at the thread's queue, where other connections' errors may stand
         while done <= full:
-            got = _lib.SSL_read(ssl, pointer + done, RECORD)
+            got = _ssl_read(ssl, pointer + done, RECORD)
             if got <= 0:
                 if _lib.SSL_get_error(ssl, got) == _lib.SSL_ERROR_WANT_READ:
                     return done, False
@@ -254,22 +258,23 @@ class Machine:
                     self._raise(got)
                 break  # the same failure comes up again when the bytes before it are out of the way
             done += got
-            if not _lib.BIO_get_mem_data(arrived, _ffi.NULL):
+            if not _held(arrived, _NULL):
                 return done, False  # to hear that from SSL_read would cost as much as the record did
         return done, True
 
     def seal(self, memory: Memory, count: int) -> None:
         """`write` the first `count` bytes of `memory`."""
-        ssl, pointer, done = self._connection._ssl, memory._pointer, 0
+        ssl, pointer, done = self._ssl, memory._pointer, 0
         while done < count:
-            wrote = _lib.SSL_write(ssl, pointer + done, count - done)
+            wrote = _ssl_write(ssl, pointer + done, count - done)
             if wrote <= 0:
                 self._raise(wrote)
             done += wrote
 
     def take_into(self, memory: Memory) -> int:
         """`take` into `memory`; -> bytes, 0 when there is nothing."""
-        return max(0, int(_lib.BIO_read(self._connection._from_ssl, memory._pointer, memory.size)))
+        count: int = _bio_read(self._leaving, memory._pointer, memory.size)
+        return count if count > 0 else 0
 
     def _raise(self, result: int) -> NoReturn:
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from agent.book import Book, Entry
 from agent.connections import Verdict
-from agent.relay.loop import BROKEN, EDGE, GONE, HALF_CLOSED, READ, WRITE
+from agent.relay.loop import BROKEN, EDGE, GONE, HALF_CLOSED, READ, READABLE, WRITE
 from agent.relay.preface import begin
 from agent.tunnel import frames
 from agent.tunnel.owner import NOBODY
@@ -135,6 +135,10 @@ class Leg:
     # ---- the application's socket
 
     def _ready(self, mask: int) -> None:
+        if mask == READABLE and not self._connecting:  # what nearly every message comes as
+            self._readable = True
+            self.pump()
+            return
         if self._connecting:
             if not mask & (WRITE | GONE) or not self._connected():
                 return
@@ -204,7 +208,8 @@ class Leg:
             if n < len(slot):
                 # The socket is empty, unless its end is still in there.
                 self._readable = self._half_closed
-                self._turn = max(_TURN_LEAST, self._turn // 2)
+                if self._turn > _TURN_LEAST:
+                    self._turn //= 2
             turn -= n
             if turn <= 0:
                 self._turn = min(_TURN_MOST, self._turn * 2)
@@ -223,18 +228,28 @@ class Leg:
             pieces.clear()
             return
         done = 0
+        one = pieces[0] if len(pieces) == 1 else None
         if not self._pending and not self._connecting:
             try:
-                if len(pieces) == 1:
-                    done = self._sock.send(pieces[0])
-                else:
-                    done = self._sock.sendmsg(pieces[:_PIECES])
+                done = self._sock.send(one) if one is not None else self._sock.sendmsg(pieces[:_PIECES])
             except BlockingIOError:
                 pass
             except OSError as error:
                 pieces.clear()
                 self._lost(f"the application does not read any more ({error.strerror})")
                 return
+        if one is None or done < len(one):
+            self._keep_rest(pieces, done)
+        pieces.clear()
+        if done:
+            self._delivered(done)
+        if self._pending and done and not self._connecting:
+            self._resume()
+        elif self._rest_eof and not self._pending:
+            self._shut()
+
+    def _keep_rest(self, pieces: list[memoryview | bytes], done: int) -> None:
+        """Keep what of `pieces` the socket did not take: all but the first `done` bytes."""
         rest, left = [], done
         for piece in pieces:
             if left >= len(piece):
@@ -242,15 +257,8 @@ class Leg:
             else:
                 rest.append(piece[left:])
                 left = 0
-        pieces.clear()
         if rest:
             self._keep(b"".join(rest))
-        if done:
-            self._delivered(done)
-        if self._pending and done and not self._connecting:
-            self._resume()
-        elif self._rest_eof and not self._pending:
-            self._shut()
 
     def _keep(self, data: bytes) -> None:
         """Small pieces are joined: a peer may send its whole window in pieces of one byte."""

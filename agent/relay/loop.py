@@ -36,7 +36,8 @@ BATCH = BUFFER + 2**13
 _ROUNDS = 16  # before trio's other tasks get a turn, though connections are still ready
 _EVENTS = 512
 
-READ = select.EPOLLIN | select.EPOLLRDHUP
+READABLE = select.EPOLLIN
+READ = READABLE | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET
 BROKEN = select.EPOLLERR

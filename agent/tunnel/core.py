@@ -23,6 +23,7 @@ it at once. Frames for forgotten streams count for the connection's window and a
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 from h2.settings import SettingCodes
 
@@ -49,6 +50,8 @@ from agent.tunnel.stream import (
 CONNECTION_WINDOW = 2**24
 _INITIAL = 65535  # every window before SETTINGS or WINDOW_UPDATE say otherwise
 _WINDOW_LIMIT = 2**31 - 1
+_HEADER, _STREAM, _PADDED, _END = frames.HEADER_SIZE, 0x7FFFFFFF, frames.PADDED, frames.END_STREAM
+_data = partial(tuple.__new__, Data)  # a NamedTuple's own way takes twice as long
 CALM = 10_000
 """Frames that cost us and carry nothing (PING, SETTINGS, empty DATA, RST_STREAM) a peer may send between two ticks."""
 
@@ -124,9 +127,14 @@ class Core:
             self.outgoing += frames.rst_stream(stream.id, frames.NO_ERROR)
         self._forget(stream)
 
-    def room(self, stream: Stream) -> int:
-        """Bytes that may go into one DATA frame now."""
-        return min(stream.send_window, self.send_window, self.max_frame)
+    def room(self, stream: Stream, most: int) -> int:
+        """Bytes, of `most`, that may go into one DATA frame now."""
+        # As `min` would have it, in a third of its time: every piece of every connection comes by here.
+        if stream.send_window < most:
+            most = stream.send_window
+        if self.send_window < most:
+            most = self.send_window
+        return self.max_frame if self.max_frame < most else most
 
     def sent_data(self, stream: Stream, length: int) -> None:
         """A DATA frame with so many bytes was placed."""
@@ -214,21 +222,22 @@ class Core:
     def _whole_data(self, data: memoryview, events: list[Event]) -> int:
         """Act on the whole, plain DATA frames that `data` begins with; -> their length. What nearly all arrivals are
         made of goes this short way; anything else is left to the splitter, and comes to the same."""
-        at, end, streams = 0, len(data), self.streams
-        while end - at >= frames.HEADER_SIZE:
-            length, kind, flags, number = frames.parse_header(data, at)
-            after = at + frames.HEADER_SIZE + length
-            if kind != frames.DATA or flags & frames.PADDED or not length or after > end:
+        at, last, streams, unpack = 0, len(data) - _HEADER, self.streams, frames.unpack_header
+        while at <= last:
+            high, low, kind, flags, number = unpack(data, at)
+            length = high << 8 | low
+            if kind or flags & _PADDED or not length or length > last - at:  # DATA is 0
                 break
-            stream = streams.get(number)
+            stream = streams.get(number & _STREAM)
             if stream is None or stream.ended_there or stream.recv_window < length:
                 break
             stream.recv_window -= length
             self._received += length
-            events.append(Data(stream, data[at + frames.HEADER_SIZE : after]))
-            if flags & frames.END_STREAM:
+            begin = at + _HEADER
+            at = begin + length
+            events.append(_data((stream, data[begin:at])))
+            if flags & _END:
                 self._ended(stream, events)
-            at = after
         if self._received > CONNECTION_WINDOW:
             raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         return at

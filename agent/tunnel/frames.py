@@ -156,9 +156,13 @@ def _bare(payload: bytes, flags: int) -> bytes:
     return payload[: len(payload) - pad]
 
 
+unpack_header = _HEADER.unpack_from
+"""(data, at): (length >> 8, length & 0xFF, type, flags, stream and one reserved bit) of the frame that begins there."""
+
+
 def parse_header(data: memoryview | bytearray | bytes, at: int) -> tuple[int, int, int, int]:
     """(length, type, flags, stream) of the frame that begins at `at`."""
-    high, low, kind, flags, stream = _HEADER.unpack_from(data, at)
+    high, low, kind, flags, stream = unpack_header(data, at)
     return high << 8 | low, kind, flags, stream & 0x7FFFFFFF
 
 
@@ -167,9 +171,9 @@ def header(kind: int, flags: int, stream: int, length: int) -> bytes:
     return _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream)
 
 
-def header_into(buffer: bytearray | memoryview, at: int, kind: int, flags: int, stream: int, length: int) -> None:
-    """The same, written in place in front of a payload that is already there."""
-    _HEADER.pack_into(buffer, at, length >> 8, length & 0xFF, kind, flags, stream)
+header_into = _HEADER.pack_into
+"""(buffer, at, length >> 8, length & 0xFF, kind, flags, stream): the same, written in place in front of a payload that
+is already there."""
 
 
 def window_update(stream: int, credit: int) -> bytes:

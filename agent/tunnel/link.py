@@ -18,15 +18,15 @@ from collections import OrderedDict, deque
 
 from agent.connections import Direction, Tunnel
 from agent.relay.loop import BATCH, BUFFER, EDGE, GONE, HALF_CLOSED, READ, WRITE, Relay
-from agent.tunnel import frames
 from agent.tunnel.core import Core, CoreError
-from agent.tunnel.frames import DATA, HEADER_SIZE
+from agent.tunnel.frames import DATA, HEADER_SIZE, header_into
 from agent.tunnel.owner import NOBODY, Owner, Watcher
 from agent.tunnel.stream import Answered, Asked, Data, Ended, GoAway, Reset, Settled, Stream, Writable
 from agent.tunnel.terms import Terms
 from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError
 
 _LEAST_SLOT = 2**13  # a batch with less room than this is flushed rather than filled up
+_FULL = BATCH - HEADER_SIZE - _LEAST_SLOT
 _READS = 4  # reads of BUFFER a link may take in one round
 _BACKLOG = 2**22
 """Bytes that may wait for a peer that does not read. A batch waits at most; the rest are answers to what the peer keeps
@@ -98,12 +98,14 @@ class Link:
 
         Without room on the whole link the stream's owner is pumped later; without credit of its own, when that comes.
         """
-        room = min(self.core.room(stream), most)
+        core = self.core
+        room = core.room(stream, most)
         if room <= 0:
-            if self.core.send_window <= 0:
+            if core.send_window <= 0:
                 self._waiting[stream.owner] = None
             return None
-        if self._used > BATCH - HEADER_SIZE - _LEAST_SLOT - len(self.core.outgoing):
+        out = core.outgoing
+        if self._used > _FULL - len(out):
             self._encrypt()
         if self._unsent or self.closed:
             self._waiting[stream.owner] = None
@@ -111,17 +113,20 @@ class Link:
         if self._batch is None:
             self._batch = self.relay.batch()
             self._view = self._batch.view
-        if self.core.outgoing:
+        if out:
             self._gather()
         at = self._used + HEADER_SIZE
-        return self._view[at : at + min(room, BATCH - at)]
+        end = at + room
+        return self._view[at : end if end < BATCH else BATCH]
 
     def placed(self, stream: Stream, length: int) -> None:
         """So many bytes stand in the slot just given."""
-        frames.header_into(self._view, self._used, DATA, 0, stream.id, length)
-        self._used += HEADER_SIZE + length
+        used = self._used
+        header_into(self._view, used, length >> 8, length & 0xFF, DATA, 0, stream.id)
+        self._used = used + HEADER_SIZE + length
         self.core.sent_data(stream, length)
-        self.touch()
+        if not self._due:
+            self.touch()
 
     def touch(self) -> None:
         """There is something to flush."""
@@ -290,12 +295,15 @@ class Link:
             self.reason = f"the peer at {self.peer_address} broke HTTP/2: {error}"
         owners: list[Owner] = []
         ended = False
+        last: Owner | None = None
         for event in events:
             if type(event) is Data:
-                owner = event.stream.owner
-                owner.receive(event.payload)
-                if not owners or owners[-1] is not owner:
+                carrying, payload = event
+                owner = carrying.owner
+                owner.receive(payload)
+                if owner is not last:
                     owners.append(owner)
+                    last = owner
                 continue
             match event:
                 case Ended(stream):

@@ -57,7 +57,7 @@ class Ours:
         out = bytearray()
         for number, queue in self.queue.items():
             stream = self.streams[number]
-            while queue and number in self.core.streams and (room := self.core.room(stream)) > 0:
+            while queue and number in self.core.streams and (room := self.core.room(stream, len(queue))) > 0:
                 out += self.core.outgoing
                 self.core.outgoing.clear()
                 piece = queue[:room]

@@ -231,7 +231,7 @@ def test_a_settings_change_that_makes_a_window_negative():
     shuttle(ours, theirs)
     theirs.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 1000})
     shuttle(ours, theirs)
-    assert ours.core.room(ours.streams[number]) < 0
+    assert ours.core.room(ours.streams[number], 10) < 0
     ours.queue[number] += bytes(10)
     shuttle(ours, theirs)
     assert len(theirs.received[number]) == 60000

@@ -222,5 +222,6 @@ def test_what_we_write_is_what_the_reference_reads(stream, number, why):
     assert (gone.last_stream_id, gone.error_code) == (stream, number)
     assert gone.additional_data == why.encode()[:256]
     buffer = bytearray(12)
-    frames.header_into(buffer, 3, frames.DATA, frames.END_STREAM, stream, number % 2**24)
-    assert buffer[3:] == frames.header(frames.DATA, frames.END_STREAM, stream, number % 2**24)
+    length = number % 2**24
+    frames.header_into(buffer, 3, length >> 8, length & 0xFF, frames.DATA, frames.END_STREAM, stream)
+    assert buffer[3:] == frames.header(frames.DATA, frames.END_STREAM, stream, length)
