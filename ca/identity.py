@@ -12,7 +12,7 @@ identity has exactly one spelling and can be compared as text.
 import base64
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -47,14 +47,20 @@ class WorkloadIdentity:
     trust_domain: str
     namespace: str
     service_account: str
+    _uri: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_trust_domain(self.trust_domain)
         check_name(self.namespace, "namespace")
         check_name(self.service_account, "service account")
+        uri = f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+        object.__setattr__(self, "_uri", uri)  # every connection asks for it, and for the hash
 
     def __str__(self) -> str:
-        return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+        return self._uri
+
+    def __hash__(self) -> int:
+        return hash(self._uri)
 
     @property
     def sni(self) -> str:

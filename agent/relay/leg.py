@@ -231,7 +231,9 @@ class Leg:
         one = pieces[0] if len(pieces) == 1 else None
         if not self._pending and not self._connecting:
             try:
-                done = self._sock.send(one) if one is not None else self._sock.sendmsg(pieces[:_PIECES])
+                # Before the end there is no need for a packet of its own: the end pushes what was held back.
+                more = socket.MSG_MORE if self._rest_eof else 0
+                done = self._sock.send(one, more) if one is not None else self._sock.sendmsg(pieces[:_PIECES], (), more)
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -303,10 +305,11 @@ class Leg:
             self._shut()
 
     def _shut(self) -> None:
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # the application is gone; its reset or EOF tells
+        if not self._eof:  # else it is closed now, which says the same
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the application is gone; its reset or EOF tells
         self._finish()
 
     def _finish(self) -> None:

@@ -50,7 +50,9 @@ from agent.tunnel.stream import (
 CONNECTION_WINDOW = 2**24
 _INITIAL = 65535  # every window before SETTINGS or WINDOW_UPDATE say otherwise
 _WINDOW_LIMIT = 2**31 - 1
-_HEADER, _STREAM, _PADDED, _END = frames.HEADER_SIZE, 0x7FFFFFFF, frames.PADDED, frames.END_STREAM
+_HEADER, _STREAM = frames.HEADER_SIZE, 0x7FFFFFFF
+_DATA, _HEADERS, _PADDED, _END = frames.DATA, frames.HEADERS, frames.PADDED, frames.END_STREAM
+_WHOLE = frames.END_HEADERS | frames.PADDED | frames.WITH_PRIORITY
 _data = partial(tuple.__new__, Data)  # a NamedTuple's own way takes twice as long
 CALM = 10_000
 """Frames that cost us and carry nothing (PING, SETTINGS, empty DATA, RST_STREAM) a peer may send between two ticks."""
@@ -205,7 +207,7 @@ class Core:
                 data = self._negotiation.greet(data)
             received = self._received
             if self._block is None and not self._splitter.within:
-                data = data[self._whole_data(data, events) :]
+                data = data[self._whole(data, events) :]
             for frame in self._splitter.feed(data) if data else ():
                 if frame.type == frames.DATA and self._block is None:
                     self._data(frame, events)
@@ -219,25 +221,33 @@ class Core:
             raise CoreError(error.code, str(error), events) from error
         return events
 
-    def _whole_data(self, data: memoryview, events: list[Event]) -> int:
-        """Act on the whole, plain DATA frames that `data` begins with; -> their length. What nearly all arrivals are
-        made of goes this short way; anything else is left to the splitter, and comes to the same."""
+    def _whole(self, data: memoryview, events: list[Event]) -> int:
+        """Act on the whole, plain DATA and HEADERS frames that `data` begins with; -> their length. What nearly all
+        arrivals are made of goes this short way; anything else is left to the splitter, and comes to the same."""
         at, last, streams, unpack = 0, len(data) - _HEADER, self.streams, frames.unpack_header
         while at <= last:
             high, low, kind, flags, number = unpack(data, at)
             length = high << 8 | low
-            if kind or flags & _PADDED or not length or length > last - at:  # DATA is 0
+            if length > last - at:
                 break
-            stream = streams.get(number & _STREAM)
-            if stream is None or stream.ended_there or stream.recv_window < length:
-                break
-            stream.recv_window -= length
-            self._received += length
             begin = at + _HEADER
+            if kind == _DATA and not flags & _PADDED:
+                stream = streams.get(number & _STREAM)
+                if stream is None or stream.ended_there or stream.recv_window < length:
+                    break
+                if length:
+                    stream.recv_window -= length
+                    self._received += length
+                    events.append(_data((stream, data[begin : begin + length])))
+                elif not flags & _END:
+                    break
+                if flags & _END:
+                    self._ended(stream, events)
+            elif kind == _HEADERS and flags & _WHOLE == frames.END_HEADERS and length <= frames.MAX_CONTROL:
+                events.extend(self._whole_block(number & _STREAM, flags, bytes(data[begin : begin + length])))
+            else:
+                break
             at = begin + length
-            events.append(_data((stream, data[begin:at])))
-            if flags & _END:
-                self._ended(stream, events)
         if self._received > CONNECTION_WINDOW:
             raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         return at
@@ -274,9 +284,10 @@ class Core:
             raise ProtocolError(frames.PROTOCOL_ERROR, "a header block that is not continued")
         match frame.type:
             case frames.HEADERS:
-                self._block = (frame.stream, frame.flags, bytearray(frame.payload))
                 if frame.flags & frames.END_HEADERS:
-                    yield from self._whole_block()
+                    yield from self._whole_block(frame.stream, frame.flags, bytes(frame.payload))
+                else:
+                    self._block = (frame.stream, frame.flags, bytearray(frame.payload))
             case frames.CONTINUATION:
                 if self._block is None:
                     raise ProtocolError(frames.PROTOCOL_ERROR, "CONTINUATION of nothing")
@@ -285,7 +296,9 @@ class Core:
                 if len(self._block[2]) > frames.MAX_CONTROL:
                     raise ProtocolError(frames.ENHANCE_YOUR_CALM, "a header block of more than 16 KiB")
                 if frame.flags & frames.END_HEADERS:
-                    yield from self._whole_block()
+                    number, flags, fragment = self._block
+                    self._block = None
+                    yield from self._whole_block(number, flags, bytes(fragment))
             case frames.WINDOW_UPDATE:
                 yield from self._credit(frame)
             case frames.RST_STREAM:
@@ -307,11 +320,7 @@ class Core:
             case _:
                 self._restless()  # PRIORITY and unknown frames are to be ignored
 
-    def _whole_block(self) -> Iterator[Event]:
-        assert self._block is not None
-        number, flags, fragment = self._block
-        self._block = None
-        block = bytes(fragment)
+    def _whole_block(self, number: int, flags: int, block: bytes) -> Iterator[Event]:
         stream = self.streams.get(number)
         if stream is None and (self.client or number <= self._last_id):
             self._known(number)

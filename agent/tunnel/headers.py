@@ -6,8 +6,7 @@ have decoded before is known by its bytes. Only what changes with each connectio
 written and read each time: it stands last, as plain literals.
 """
 
-from dataclasses import dataclass
-
+import msgspec
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
 from agent.tunnel.frames import COMPRESSION_ERROR, PROTOCOL_ERROR, ProtocolError
@@ -29,8 +28,7 @@ class HeaderError(Exception):
     """The block is sound HPACK, but no CONNECT that we can serve; the stream gets 400."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connect:
+class Connect(msgspec.Struct, frozen=True):
     """What a CONNECT asks for. `baggage`, `forwarded` and `traceparent` are as sent, empty when absent."""
 
     authority: str

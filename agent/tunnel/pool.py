@@ -11,7 +11,7 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -35,8 +35,7 @@ TALKED = 60.0
 """Seconds after its last stream for which a tunnel that goes away is replaced without anybody asking."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What a tunnel may be shared by."""
 
     source: WorkloadIdentity

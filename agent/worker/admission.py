@@ -79,7 +79,7 @@ class Admission:
     def __init__(self, authorizer: Authorizer) -> None:
         self._authorizer = authorizer
         self._snapshot: Snapshot | None = None
-        self._rulings: dict[tuple[object, ...], Ruling] = {}
+        self._rulings: dict[tuple[str, ...], Ruling] = {}
 
     def rule(
         self,
@@ -95,7 +95,7 @@ class Admission:
         if snapshot is not self._snapshot or len(self._rulings) >= _KEPT:
             self._snapshot = snapshot
             self._rulings.clear()
-        key = peer, local, address, claimed, authority
+        key = str(peer), str(local), address, claimed, authority
         ruling = self._rulings.get(key)
         if ruling is None:
             ruling = self._rulings[key] = self._rule(snapshot, peer, local, address, claimed, authority)

@@ -158,8 +158,8 @@ class Outbound:
         caller = entry.source
         entry.security, entry.opaque = Security.MTLS, way.opaque
         entry.source, entry.destination = Party(caller.workload, way.source, caller.address), way.destination
-        entry.trace = os.urandom(16).hex()
-        span = os.urandom(8).hex()
+        drawn = os.urandom(24).hex()
+        entry.trace, span = drawn[:32], drawn[32:]
         ask = Connect(way.authority, way.baggage, f'for="{caller.address}"', f"00-{entry.trace}-{span}-01")
         _Opening(sock, self._book, entry, ask, self._pool, way.key).ask()
 
