@@ -12,6 +12,8 @@ from redirect.names import (
     INTO,
     NEWCOMER,
     PASSED,
+    PASSED_CONTAINERS,
+    PASSED_UNITS,
     SKIPPED,
     STRAY,
     UNKNOWN,
@@ -54,17 +56,32 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Unnamed:
+    """Connections to the mesh that passed because the agent was away, of callers that nobody could name then: `units`
+    in new cgroups, and `containers` out of network namespaces for which nobody had made a table. Only where every
+    workload that they could have been of fails open."""
+
+    units: int = 0
+    containers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """By workload (namespace/name), and of nobody in particular."""
 
     workloads: Mapping[str, Counts] = field(default_factory=dict)
     held: Held = Held()
+    unnamed: Unnamed = Unnamed()
 
     def plus(self, other: "Counters") -> "Counters":
         """With those of another namespace, in which other workloads live."""
-        mine, more = self.held, other.held
-        held = Held(mine.waited + more.waited, mine.refused + more.refused, mine.asked + more.asked)
-        return Counters({**self.workloads, **other.workloads}, held)
+        held, more = self.held, other.held
+        unnamed, also = self.unnamed, other.unnamed
+        return Counters(
+            {**self.workloads, **other.workloads},
+            Held(held.waited + more.waited, held.refused + more.refused, held.asked + more.asked),
+            Unnamed(unnamed.units + also.units, unnamed.containers + also.containers),
+        )
 
 
 def counted(totals: Totals) -> Counters:
@@ -85,4 +102,5 @@ def counted(totals: Totals) -> Counters:
         found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped, passed, *rest)
     waited = packets(NEWCOMER, WAITS)
     refused = all_packets(NEWCOMER) - waited + all_packets(STRAY)
-    return Counters(found, Held(waited, refused, all_packets(UNKNOWN)))
+    unnamed = Unnamed(all_packets(PASSED_UNITS), all_packets(PASSED_CONTAINERS))
+    return Counters(found, Held(waited, refused, all_packets(UNKNOWN)), unnamed)

@@ -1,7 +1,7 @@
 """What is to be captured: the facts that the table depends on."""
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,22 @@ class Hold:
     """Whose connections to the mesh are stopped here, because they should have been captured in a namespace of their
     own: those of the addresses `inside`, and of everybody behind the interfaces `bridges` but the stations `vouched`
     for, each an address and the card that has it. `settled` are stations that have their own table by now: what still
-    comes from there began in front of it, and is refused instead of left waiting."""
+    comes from there began in front of it, and is refused instead of left waiting.
+
+    Behind `open_bridges` all workloads fail open, and so do those of the addresses `open_inside`: nobody is stopped,
+    but whoever is not vouched for is counted while the agent is away."""
 
     bridges: frozenset[str] = frozenset()
     vouched: frozenset[tuple[str, str]] = frozenset()
     settled: frozenset[tuple[str, str]] = frozenset()
     inside: frozenset[str] = frozenset()
+    open_bridges: frozenset[str] = frozenset()
+    open_inside: frozenset[str] = frozenset()
+
+    @property
+    def closed(self) -> "Hold":
+        """The same where nothing may fail open."""
+        return Hold(self.bridges | self.open_bridges, self.vouched, self.settled, self.inside | self.open_inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +129,9 @@ class Desired:
     everywhere, those to `login_ports` at this machine's own addresses, and those to the (address, port) pairs in
     `spared`. From `until` (seconds of the clock that runs since boot) on the table takes nothing any more: None for one
     that was confirmed. `hold` is about what comes from other namespaces, and `told` says whether the kernel can be told
-    that the agent is there, `cgroups` whether it can tell cgroups apart: without, nothing asks for one."""
+    that the agent is there, `cgroups` whether it can tell cgroups apart: without, nothing asks for one. With
+    `open_elsewhere` workloads that live in other namespaces fail open, and this table keeps the count of what passes of
+    those without one of their own."""
 
     captures: tuple[Capture, ...] = ()
     mesh: frozenset[tuple[str, int]] = frozenset()
@@ -133,9 +145,22 @@ class Desired:
     until: float | None = None
     hold: Hold = Hold()
     told: bool = True
+    open_elsewhere: bool = False
     cgroups: bool = True
     parents: tuple[Parent, ...] = ()
     marks: Marks = field(default_factory=Marks)
+
+    @property
+    def untold(self) -> "Desired":
+        """The same for a kernel that cannot be told that the agent is there: nothing depends on it, and all fails
+        closed."""
+        captures = tuple(replace(c, open=False, open_ports=()) for c in self.captures)
+        return replace(self, captures=captures, hold=self.hold.closed, told=False, open_elsewhere=False)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a rule asks if the agent is there."""
+        return self.hold != Hold() or self.open_elsewhere or any(c.open for c in self.captures)
 
     @property
     def asked(self) -> tuple[Parent, ...]:

@@ -4,7 +4,8 @@ A container that starts has a namespace, an address and a link-layer address tha
 before the engine tells of it. So behind the bridges on which containers of workloads live the kernel is told whom it
 *need not* stop: stations known to be nobody's. Any other one's connections to the mesh wait: the packet that opens one
 is dropped, TCP sends it again after a second, and by then the namespace has its own table. While the agent is away
-nobody will make one, and they are refused. What does not go to the mesh is never touched.
+nobody will make one, and they are refused; where all workloads behind a bridge fail open they pass then, and are
+counted. What does not go to the mesh is never touched.
 
 A station is an address with its card, because engines lend the address of a container that ended to the next one.
 """
@@ -12,9 +13,23 @@ A station is an address with its card, because engines lend the address of a con
 from collections.abc import Iterable, Iterator
 
 from redirect.desired import Desired, Hold
-from redirect.names import BRIDGES, HOLD, INSIDE, MESH, NEWCOMER, SETTLED, STRAY, VOUCHED, WAITS
+from redirect.names import (
+    BRIDGES,
+    HOLD,
+    INBOUND,
+    INSIDE,
+    MESH,
+    NEWCOMER,
+    OPEN_BRIDGES,
+    OPEN_INSIDE,
+    PASSED_CONTAINERS,
+    SETTLED,
+    STRAY,
+    VOUCHED,
+    WAITS,
+)
 from redirect.phrases import head, rule, towards, towards_local_ports
-from redirect.presence import PRESENT
+from redirect.presence import ABSENT, PRESENT
 from redirect.ruleset import (
     ETHERNET,
     IIF,
@@ -48,12 +63,16 @@ from redirect.ruleset import (
 
 def hold_sets(hold: Hold) -> Iterator[Set]:
     """None where nobody is held."""
+    for name, interfaces in ((BRIDGES, hold.bridges), (OPEN_BRIDGES, hold.open_bridges)):
+        if interfaces:
+            yield Set(name, Key.IFNAME, frozenset(map(interface_element, interfaces)))
+    if hold.bridges or hold.open_bridges:
+        yield from _by_key(VOUCHED, (station_element(*station) for station in hold.vouched))
     if hold.bridges:
-        yield Set(BRIDGES, Key.IFNAME, frozenset(map(interface_element, hold.bridges)))
-        for names, stations in ((VOUCHED, hold.vouched), (SETTLED, hold.settled)):
-            yield from _by_key(names, (station_element(*station) for station in stations))
-    if hold.inside:
-        yield from _by_key(INSIDE, map(address_element, hold.inside))
+        yield from _by_key(SETTLED, (station_element(*station) for station in hold.settled))
+    for names, addresses in ((INSIDE, hold.inside), (OPEN_INSIDE, hold.open_inside)):
+        if addresses:
+            yield from _by_key(names, map(address_element, addresses))
 
 
 def _by_key(names: dict[Key, str], elements: Iterable[tuple[Key, bytes]]) -> Iterator[Set]:
@@ -83,14 +102,48 @@ def _to_mesh(*statements: Statement, comment: str) -> Iterator[Rule]:
 def _whose(held: Hold) -> Iterator[Rule]:
     stop = Verdict(Code.GOTO, NEWCOMER)
     if held.inside:
-        # Of a borrowed address the agent's own connections come in by loopback.
-        yield rule(Match(IIF, LOOPBACK), Verdict(Code.RETURN))
-        yield rule(Match(NFPROTO, IPV4), Member((SADDR4,), INSIDE[Key.ADDRESS4]), stop)
-        yield rule(Match(NFPROTO, IPV6), Member((SADDR6,), INSIDE[Key.ADDRESS6]), stop)
+        yield from _out_of(INSIDE, stop)
     if held.bridges:
-        yield rule(Member((IIFNAME,), BRIDGES, inside=False), Verdict(Code.RETURN))
-        for names, then in ((VOUCHED, Verdict(Code.RETURN)), (SETTLED, Verdict(Code.GOTO, STRAY))):
-            for family, address, key in ((IPV4, SADDR4, Key.STATION4), (IPV6, SADDR6, Key.STATION6)):
-                station = Member((address, SADDR_LINK), names[key])
-                yield rule(Match(IIFTYPE, ETHERNET), Match(NFPROTO, family), station, then)
+        yield from _behind(BRIDGES)
+        yield from _stations(SETTLED, Verdict(Code.GOTO, STRAY))
         yield rule(stop)
+
+
+def _out_of(names: dict[Key, str], then: Verdict) -> Iterator[Rule]:
+    # Of a borrowed address the agent's own connections come in by loopback.
+    yield rule(Match(IIF, LOOPBACK), Verdict(Code.RETURN))
+    yield rule(Match(NFPROTO, IPV4), Member((SADDR4,), names[Key.ADDRESS4]), then)
+    yield rule(Match(NFPROTO, IPV6), Member((SADDR6,), names[Key.ADDRESS6]), then)
+
+
+def _behind(name: str) -> Iterator[Rule]:
+    """Only who comes from behind these bridges, and is not vouched for, gets past these rules."""
+    yield rule(Member((IIFNAME,), name, inside=False), Verdict(Code.RETURN))
+    yield from _stations(VOUCHED, Verdict(Code.RETURN))
+
+
+def _stations(names: dict[Key, str], then: Verdict) -> Iterator[Rule]:
+    for family, address, key in ((IPV4, SADDR4, Key.STATION4), (IPV6, SADDR6, Key.STATION6)):
+        station = Member((address, SADDR_LINK), names[key])
+        yield rule(Match(IIFTYPE, ETHERNET), Match(NFPROTO, family), station, then)
+
+
+def arrived(held: Hold) -> Iterator[Rule]:
+    """What becomes of connections that arrive from elsewhere: those that pass for want of an agent are counted, once
+    it is clear that nothing refuses them here."""
+    if not held.open_bridges and not held.open_inside:
+        yield rule(Verdict(Code.GOTO, INBOUND))
+        return
+    there = Verdict(Code.GOTO, PASSED_CONTAINERS)
+    yield rule(Verdict(Code.JUMP, INBOUND))
+    if held.open_inside:
+        yield from _out_of(OPEN_INSIDE, there)
+    if held.open_bridges:
+        yield from _behind(OPEN_BRIDGES)
+        yield rule(there)
+
+
+def passed_containers(desired: Desired) -> Iterator[Chain]:
+    """The chain that counts them. It stays, with its count, while all of them have a table of their own."""
+    if desired.open_elsewhere or desired.hold.open_bridges or desired.hold.open_inside:
+        yield Chain(PASSED_CONTAINERS, tuple(_to_mesh(ABSENT, Count(), comment="passed, nobody makes it a table")))

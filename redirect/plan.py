@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from redirect.chains import inbound, workload
 from redirect.desired import Desired
 from redirect.guards import borrow, guard
-from redirect.hold import hold, hold_sets
+from redirect.hold import arrived, hold, hold_sets, passed_containers
 from redirect.names import FROM, INBOUND, MESH, OUT, PRE, SERVES, SPARED, TABLE, TRIAL
 from redirect.phrases import head, rule
 from redirect.recognise import dispatch, dispatch_maps
@@ -33,7 +33,7 @@ from redirect.ruleset import (
     numbers,
 )
 from redirect.skips import openings, skip_sets
-from redirect.unknown import parent_sets, unknown
+from redirect.unknown import let_by, parent_sets, passed_units, unknown
 from redirect.unmeshed import unmeshed, unmeshed_maps
 
 
@@ -72,6 +72,8 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             borrow(desired.marks),
             *unmeshed(desired, rest),
             *hold(desired),
+            *passed_units(desired),
+            *passed_containers(desired),
         ),
     )
 
@@ -89,7 +91,7 @@ def _exempt(desired: Desired, now: float) -> Iterator[Set]:
 
 def _pre(desired: Desired) -> Chain:
     """Connections that arrive from elsewhere."""
-    rules = (*head(desired), rule(Verdict(Code.GOTO, INBOUND)))
+    rules = (*head(desired), *arrived(desired.hold))
     return Chain(PRE, rules, Base("nat", Hook.PREROUTING, desired.marks.nat_priority))
 
 
@@ -101,8 +103,9 @@ def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:
         for mark in (marks.agent, marks.spoof)
     )
     everything = (rule(Verdict(Code.GOTO, FROM + c.workload)) for c in desired.captures if c.recognise.everything)
+    whose = (*dispatch(maps, desired.asked), *everything, *let_by(desired))
     return Chain(
         OUT,
-        (*head(desired), *own, *dispatch(maps, desired.asked), *everything, rule(Verdict(Code.GOTO, INBOUND))),
+        (*head(desired), *own, *whose, rule(Verdict(Code.GOTO, INBOUND))),
         Base("nat", Hook.OUTPUT, marks.nat_priority),
     )

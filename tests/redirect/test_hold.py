@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from redirect.counts import Held
+from redirect.counts import Held, Unnamed
 from redirect.desired import Capture, Desired, Hold, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
@@ -183,3 +183,65 @@ def test_where_the_kernel_cannot_be_told_of_the_agent_all_are_refused(scene: Sce
     scene.apply(BRIDGE, told=False)
     assert scene.reached(FAR[0]) == REFUSED
     assert "ct label" not in nft(scene.node, "list", "table", "inet", "culvert")
+
+
+OPEN = Hold(open_bridges=frozenset({"boxes"}))
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_behind_a_bridge_where_all_fail_open_newcomers_pass_and_are_counted(scene: Scene, address: str) -> None:
+    source = "fd99::5" if ":" in address else "10.99.0.5"
+    scene.apply(OPEN)
+    scene.kernel.appear(MARKS)
+    assert scene.reached(address) == "far"  # until its table has come, as ever
+    assert scene.kernel.counters().unnamed == Unnamed()
+    scene.kernel.vanish()
+    assert [scene.reached(address, port) for port in (80, 81)] == ["far", "far"]
+    assert scene.kernel.counters().unnamed == Unnamed(containers=1)
+    # Who is nobody's, or has a table that counts, is not counted here; nor what comes from elsewhere.
+    scene.apply(replace(OPEN, vouched=frozenset({(source, scene.card)})))
+    assert scene.reached(address) == "far"
+    here = address.replace(".9", ".1").replace("::9", "::1")
+    assert reached(scene.far, here, 80) == "inbound"
+    assert scene.kernel.counters() == replace(scene.kernel.counters(), held=Held(), unnamed=Unnamed(containers=1))
+    # What a workload of this machine refuses has not passed.
+    scene.apply(OPEN)
+    assert scene.reached(here) == "inbound"
+    assert scene.kernel.counters().unnamed == Unnamed(containers=1)
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_behind_a_bridge_of_both_kinds_newcomers_are_refused(scene: Scene, address: str) -> None:
+    """They could be of the one that is closed."""
+    both = replace(BRIDGE, open_bridges=frozenset({"others"}), open_inside=frozenset({"10.99.0.7"}))
+    scene.apply(both)
+    assert scene.reached(address) == REFUSED
+    scene.apply(replace(OPEN, bridges=frozenset({"others"}), inside=frozenset({"10.99.0.7"})))
+    assert scene.reached(address) == "far"
+    assert scene.kernel.counters().held == Held(refused=1)
+    assert scene.kernel.counters().unnamed == Unnamed(containers=1)
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_an_address_inside_that_fails_open_is_counted(scene: Scene, address: str) -> None:
+    scene.apply(Hold(open_inside=frozenset({"10.99.0.5", "fd99::5"})))
+    assert [scene.reached(address, port) for port in (80, 81)] == ["far", "far"]
+    scene.apply(Hold(open_inside=frozenset({"10.99.0.5", "fd99::5"})), open_elsewhere=True)
+    scene.kernel.appear(MARKS)
+    assert scene.reached(address) == "far"
+    assert scene.kernel.counters().unnamed == Unnamed(containers=1)
+    # The count stays when the namespace has got a table of its own.
+    scene.apply(Hold(), open_elsewhere=True)
+    scene.kernel.vanish()
+    assert scene.reached(address) == "far"
+    assert scene.kernel.counters().unnamed == Unnamed(containers=1)
+
+
+def test_where_the_kernel_cannot_be_told_of_the_agent_nobody_passes(scene: Scene) -> None:
+    for open_ in (OPEN, Hold(open_inside=frozenset({"10.99.0.5"}))):
+        desired = Desired((UNIT,), MESH, hold=open_)
+        scene.kernel.apply(desired)
+        assert scene.reached(FAR[0]) == "far"
+        scene.kernel.apply(desired.untold)
+        assert scene.reached(FAR[0]) == REFUSED
+        assert "ct label" not in nft(scene.node, "list", "table", "inet", "culvert")

@@ -1,5 +1,6 @@
 """Workloads that fail open: captured while the agent is there, passed and counted from the moment it is not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from redirect.cgroup import locate
+from redirect.counts import Unnamed
 from redirect.desired import Capture, Desired, Parent, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
@@ -134,11 +137,55 @@ def test_people_can_read_it(wire: Wire, kernel: Kernel) -> None:
     assert "ct label set 117" in nft(wire.node, "list", "table", "inet", "culvert-presence")
 
 
+UNIT = Capture("shop/unit", Recognise(cgroup=(2, 5)), 15103, open=True)
+OTHER = Capture("shop/other", Recognise(cgroup=(2, 6)), 15104)
+NEW = (Parent(0, 1, frozenset({1})),)
+"""Below the root all cgroups are new."""
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_an_unknown_cgroup_passes_only_if_all_may(served: Wire, kernel: Kernel, cgroup: str, closed: bool) -> None:
-    """It could be of any of them."""
-    units = [Capture("shop/unit", Recognise(cgroup=(2, 5)), 15103, open=True)]
-    if closed:
-        units.append(Capture("shop/other", Recognise(cgroup=(2, 6)), 15104))
-    kernel.apply(replace(DESIRED, captures=(*DESIRED.captures, *units), parents=(Parent(0, 1, frozenset({1})),)))
-    assert reached_from_cgroup(served.node, cgroup, FAR[0], 80) == (REFUSED if closed else "far")
+    """It could be of any of them: also where its user is that of an open one, whose unit may be new, because the new
+    cgroup of a closed one may have that user as well, and goes first."""
+    units = (UNIT, OTHER) if closed else (UNIT,)
+    kernel.apply(replace(DESIRED, captures=(*DESIRED.captures, *units), parents=NEW))
+    for uid in (0, 1001):
+        assert reached_from_cgroup(served.node, cgroup, FAR[0], 80, uid) == (REFUSED if closed else "far")
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_an_unknown_cgroup_that_passes_is_counted(served: Wire, kernel: Kernel, cgroup: str, address: str) -> None:
+    desired = replace(DESIRED, captures=(*DESIRED.captures, UNIT), parents=NEW)
+    kernel.apply(desired)
+    assert kernel.differences(desired) == []
+    assert reached_from_cgroup(served.node, cgroup, address, 80) == "far"
+    assert reached_from_cgroup(served.node, cgroup, address, 81) == "far"  # goes past us anyhow
+    assert reached(served.node, address, 80) == "far"  # the root's own programs are no unknown cgroup's
+    assert kernel.counters().unnamed == Unnamed(units=1)
+    # Whom its user makes a workload's is counted there, or refused.
+    assert reached_from_cgroup(served.node, cgroup, address, 80, 1001) == "far"
+    assert reached_from_cgroup(served.node, cgroup, address, 80, 1002) == REFUSED
+    assert kernel.counters().unnamed == Unnamed(units=1)
+    assert kernel.counters().workloads["shop/open"].passed == 1
+    kernel.apply(replace(desired, mesh=MESH | {(address, 79)}), afresh=True)
+    assert kernel.counters().unnamed == Unnamed(units=1)
+    with (
+        Server(served.node, "resolver", "127.0.0.1", 15000, MARKS.agent),
+        Server(served.node, "resolver", "::1", 15000, MARKS.agent),
+    ):
+        kernel.appear(MARKS)
+        assert reached_from_cgroup(served.node, cgroup, address, 80) == "resolver"
+    assert kernel.counters().unnamed == Unnamed(units=1)
+
+
+def test_on_several_levels_it_is_counted_once(served: Wire, kernel: Kernel, cgroup: str) -> None:
+    where = locate(cgroup)
+    assert where is not None
+    os.mkdir(f"{cgroup}/new")
+    try:
+        parents = (*NEW, Parent(*where), Parent(0, 1))
+        kernel.apply(replace(DESIRED, captures=(UNIT,), parents=parents))
+        assert reached_from_cgroup(served.node, f"{cgroup}/new", FAR[0], 80) == "far"
+        assert kernel.counters().unnamed == Unnamed(units=1)
+    finally:
+        os.rmdir(f"{cgroup}/new")

@@ -119,16 +119,17 @@ def _hear(sock: socket.socket, address: str, port: int) -> str:
 
 
 _DIALLER = """
-import os, socket, sys
+import encodings.idna, os, socket, sys  # all of it before the user changes, who may not read it
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+os.setuid(int(sys.argv[4]))
 sock = socket.create_connection((sys.argv[2], int(sys.argv[3])), timeout=3)
 print(sock.recv(100).decode(), end="")
 """
 
 
-def reached_from_cgroup(netns: str, cgroup: str, address: str, port: int) -> str:
+def reached_from_cgroup(netns: str, cgroup: str, address: str, port: int, uid: int = 0) -> str:
     """As `reached`, from a process in the cgroup directory."""
-    command = [sys.executable, "-S", "-E", "-c", _DIALLER, cgroup, address, str(port)]
+    command = [sys.executable, "-S", "-E", "-c", _DIALLER, cgroup, address, str(port), str(uid)]
 
     done = in_namespace(netns, lambda: subprocess.run(command, capture_output=True, text=True, timeout=10))
     if "ConnectionRefusedError" in done.stderr or "ConnectionResetError" in done.stderr:
