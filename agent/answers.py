@@ -36,6 +36,14 @@ class HeldRow(msgspec.Struct, frozen=True):
     asked: int = 0
 
 
+class UnnamedRow(msgspec.Struct, frozen=True):
+    """Connections to the mesh that passed in clear while the agent was away, of callers that nobody could name then:
+    in cgroups of new units, and out of network namespaces of new containers."""
+
+    units: int = 0
+    containers: int = 0
+
+
 class CaptureAnswer(msgspec.Struct, frozen=True):
     """`on` is the operator's switch, `trial` how many seconds it stays on unless confirmed (0: for good). `places` has
     (place, mesh addresses) for each namespace with a table of ours."""
@@ -46,6 +54,7 @@ class CaptureAnswer(msgspec.Struct, frozen=True):
     problems: list[str] = []
     trial: float = 0.0
     held: HeldRow = HeldRow()
+    unnamed: UnnamedRow = UnnamedRow()
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from agent.answers import CaptureAnswer, HeldRow, PlanAnswer, StatusAnswer, TrialRequest
+from agent.answers import CaptureAnswer, HeldRow, PlanAnswer, StatusAnswer, TrialRequest, UnnamedRow
 from agent.cli.local import NoAgent, ask, socket_option, tell
 from agent.cli.output import Refused, note, output_option, show
 from agent.node.exempt import logged_in_remotely
@@ -46,7 +46,8 @@ def status(output: str, path: Path | None) -> None:
     without questions for names, which `-o json` counts as `dns`.
 
     Below stands what was held until it was known whose it is: what new
-    containers and new cgroups send to the mesh.
+    containers and new cgroups send to the mesh; and what passed while the
+    agent was away, where `failMode: open` lets it.
 
     \b
     culvert capture status
@@ -66,12 +67,18 @@ def status(output: str, path: Path | None) -> None:
         for row in answer.rows:
             if row.fail_mode == "open":
                 note(f"{row.workload} fails open: {row.passed} connections passed while the agent was away")
-        for line in _held(answer.held):
+        for line in (*_unnamed(answer.unnamed), *_held(answer.held)):
             note(line)
         if answer.trial:
             note(f"tried for {answer.trial:.0f} s more; keep it with `culvert capture confirm`")
         for problem in answer.problems:
             note(f"problem: {problem}")
+
+
+def _unnamed(passed: UnnamedRow) -> Iterator[str]:
+    for count, whose in ((passed.units, "units"), (passed.containers, "containers")):
+        if count:
+            yield f"passed while the agent was away: {count} connections of new {whose}"
 
 
 def _held(held: HeldRow) -> Iterator[str]:

@@ -53,6 +53,7 @@ class Capture:
         self._watches: dict[str, trio.CancelScope] = {}
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
+        self._past: list[Counters] = []
         self.problems: dict[str, list[str]] = {}
         """By place: what keeps it from being as desired."""
 
@@ -163,6 +164,12 @@ class Capture:
                     log.warning("counters-unknown", place=title(namespace.place), error=str(error))
         return found
 
+    def past(self) -> list[Counters]:
+        """What tables that stood before us had counted when they became ours, or went; each is told of once."""
+        found = list(self._past)
+        del self._past[: len(found)]
+        return found
+
     async def inside(self) -> frozenset[str]:
         """The workloads whose own namespace has its table: not one whose name leads to another namespace by now."""
         own = [n for p, n in self._namespaces.items() if p != HOST and n.applied]
@@ -238,7 +245,7 @@ class Capture:
                 )
 
     async def _enter(self, place: str) -> Namespace:
-        namespace = await trio.to_thread.run_sync(Namespace, place, self._marks, self._shares)
+        namespace = await trio.to_thread.run_sync(Namespace, place, self._marks, self._shares, self._past.append)
         self._namespaces[place] = namespace
         if self._nursery:
             self._nursery.start_soon(self._watch, namespace)
@@ -273,7 +280,7 @@ class Capture:
         """A former life's table, where nothing is to be captured now."""
         if place != HOST and await trio.to_thread.run_sync(standing, place) is None:
             self._left.discard(place)  # the namespace has taken it along
-        elif place in self._namespaces or await self._try(place, remove_table, place, self._marks):
+        elif place in self._namespaces or await self._try(place, remove_table, place, self._marks, self._past.append):
             self._left.discard(place)
 
     # ---- listeners and errors

@@ -184,7 +184,9 @@ def tables(
     the machine's own table holds back of other places."""
     mesh = view.snapshot.mesh
     found: dict[str, list[Capture]] = {}
+    elsewhere = False
     for local in captured:
+        elsewhere |= bool(local.open and local.place and (local.address or ports.bridges.get(local.workload)))
         port = NAMESPACED_PORT if local.place else ports.outbound.get(local.workload)
         if port is not None:
             recognise = _recognise(local, cgroups, port)
@@ -202,7 +204,7 @@ def tables(
             )
             found.setdefault(local.place, []).append(capture)
     hold = hold or Hold()
-    if hold != Hold():
+    if hold != Hold() or elsewhere:
         found.setdefault(HOST, [])
     everywhere = replace(
         base,
@@ -211,7 +213,11 @@ def tables(
     )
     return {
         place: replace(
-            everywhere, captures=tuple(captures), parents=() if place else parents, hold=Hold() if place else hold
+            everywhere,
+            captures=tuple(captures),
+            parents=() if place else parents,
+            hold=Hold() if place else hold,
+            open_elsewhere=elsewhere and not place,
         )
         for place, captures in found.items()
     }
@@ -266,6 +272,8 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
             old.hold.vouched | new.hold.vouched,
             new.hold.settled,
             old.hold.inside & new.hold.inside,
+            old.hold.open_bridges & new.hold.open_bridges,
+            old.hold.open_inside & new.hold.open_inside,
         ),
     )
 

@@ -11,21 +11,25 @@ def hold(
     captured: Iterable[Local], bridges: Mapping[str, Iterable[str]], tenants: Tenants, ready: Collection[str]
 ) -> Hold:
     """`bridges` are those on which the container of each workload lives or lived last; `ready` the workloads whose own
-    namespace has its table now. Who fails open is not held for its own sake.
+    namespace has its table now. Who fails open is not held for its own sake, but what then passes is counted where
+    nobody is held for another's.
 
     What a setting lets out of a captured namespace, or what fails open, comes by here in clear and is right: it is
     vouched for as long as the table inside stands.
     """
     own = {w.place: w for w in captured if w.place}
-    closed = [w for w in own.values() if not w.open]
-    behind = frozenset(name for w in closed for name in bridges.get(w.workload, ()))
-    inside = frozenset(
-        w.address
-        for w in closed
-        if w.address and not bridges.get(w.workload) and not (_lets_out(w) and w.workload in ready)
+    closed, open_ = [w for w in own.values() if not w.open], [w for w in own.values() if w.open]
+    behind, behind_open = ({name for w in some for name in bridges.get(w.workload, ())} for some in (closed, open_))
+    inside, inside_open = (
+        frozenset(
+            w.address
+            for w in some
+            if w.address and not bridges.get(w.workload) and not (_lets_out(w) and w.workload in ready)
+        )
+        for some in (closed, open_)
     )
-    if not behind:
-        return Hold(inside=inside)
+    if not behind and not behind_open:
+        return Hold(inside=inside, open_inside=inside_open)
     vouched, settled = set(tenants.others), set[Station]()
     for place, stations in tenants.places.items():
         local = own.get(place)
@@ -37,7 +41,14 @@ def hold(
             stations = tenants.places.get(local.place, frozenset())
             vouched -= stations
             settled |= stations if local.workload in ready else frozenset()
-    return Hold(behind, frozenset(vouched), frozenset(settled), inside)
+    return Hold(
+        frozenset(behind),
+        frozenset(vouched),
+        frozenset(settled),
+        inside,
+        frozenset(behind_open - behind),
+        inside_open,
+    )
 
 
 def lodgings(

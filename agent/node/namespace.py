@@ -5,17 +5,18 @@ alive: once its name leads elsewhere, it has to be closed. The table stays in th
 captured means held.
 """
 
+import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from agent.messages import Role
 from agent.node.enrolment import HOST
 from redirect.counts import Counters
-from redirect.desired import Desired, Hold, Marks
+from redirect.desired import Desired, Marks
 from redirect.kernel import Kernel
 from redirect.namespace import NamespaceError, in_namespace
 from redirect.netlink import CaptureError
@@ -62,15 +63,20 @@ class Namespace:
     `sockets` has, for each spot, one list a worker: each worker accepts at sockets of its own, over which the kernel
     spreads the connections.
 
+    `past` hears what the table that stood there before us had counted, before we change it.
+
     Opening raises OSError or NamespaceError, everything else CaptureError or OSError.
     """
 
-    def __init__(self, place: str, marks: Marks, workers: int = 1) -> None:
+    def __init__(
+        self, place: str, marks: Marks, workers: int = 1, past: Callable[[Counters], None] | None = None
+    ) -> None:
         self.place = place
         self.marks = marks
         self.standing = standing(place)
         self.sockets: dict[Spot, list[list[socket.socket]]] = {}
         self._workers = workers
+        self._past = past
         self.applied: Desired | None = None
         self.known = False
         """Whether the kernel holds `applied`: not before the first apply or remove, nor after one that failed."""
@@ -131,12 +137,13 @@ class Namespace:
         """Put the table into the kernel."""
         self.known = False
         self.doubt = ""
-        asks = desired.hold != Hold() or any(c.open for c in desired.captures)
+        attended = self._attended(desired) if desired.asks else desired
+        self._look_back()
         try:
-            lacking = self._kernel.apply(self._attended(desired) if asks else desired, afresh)
+            lacking = self._kernel.apply(attended, afresh)
         except ValueError as error:
             raise CaptureError(errno.EINVAL, f"the capture rules contradict each other: {error}") from error
-        if not asks:
+        if not desired.asks:
             self._kernel.vanish()  # not before: rules that still asked would take us for gone
         if lacking:
             self.doubt = "; ".join(filter(None, (self.doubt, f"{UNTOLD}: {lacking}")))
@@ -147,11 +154,17 @@ class Namespace:
         try:
             self._kernel.appear(self.marks)
         except CaptureError as error:
-            if any(c.open for c in desired.captures):
+            if desired.untold != replace(desired, told=False):
                 self.doubt = f"failMode open is not possible, and all fails closed: {error}"
-            closed = tuple(replace(c, open=False, open_ports=()) for c in desired.captures)
-            return replace(desired, captures=closed, told=False)
+            return desired.untold
         return desired
+
+    def _look_back(self) -> None:
+        """Once nothing passes any more, and before a count can go with its rule."""
+        if self._past:
+            past, self._past = self._past, None
+            with contextlib.suppress(CaptureError):  # what is wrong shows in what follows
+                past(self._kernel.counters())
 
     def step_aside(self) -> None:
         """We are about to go: what fails open passes from now on."""
@@ -160,6 +173,7 @@ class Namespace:
     def remove(self) -> None:
         """Take the table out of the kernel."""
         self.known = False
+        self._look_back()
         self._kernel.vanish()
         self._kernel.remove(self.marks)
         self.applied, self.known = None, True
@@ -187,10 +201,13 @@ def _close(shares: Iterable[Iterable[socket.socket]]) -> None:
             sock.close()
 
 
-def remove_table(place: str, marks: Marks) -> None:
-    """Take our table out of the namespace at `place`, whoever put it there. OSError, NamespaceError or CaptureError."""
+def remove_table(place: str, marks: Marks, past: Callable[[Counters], None] = lambda _: None) -> None:
+    """Take our table out of the namespace at `place`, whoever put it there; `past` hears what it had counted. OSError,
+    NamespaceError or CaptureError."""
     kernel = Kernel(place or None)
     try:
+        with contextlib.suppress(CaptureError):
+            past(kernel.counters())
         kernel.remove(marks)
     finally:
         kernel.close()

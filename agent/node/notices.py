@@ -3,6 +3,7 @@ was away, and which certificates end."""
 
 import time
 from collections.abc import Awaitable, Callable
+from functools import reduce
 
 import structlog
 import trio
@@ -16,6 +17,7 @@ from agent.node.switch import boot_id
 from agent.node.topics import Topics
 from agent.node.unattended import untold
 from ca.lifetimes import Standing
+from redirect.counts import Counters
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -33,13 +35,19 @@ async def preconditions(check: Callable[[], Awaitable[CheckAnswer]]) -> None:
 
 
 async def passed(first: trio.Event, state: State, capture: Capture) -> None:
-    """What went by in clear while we were away, where that is allowed; once, after the `first` view is active."""
+    """Until cancelled: what went by in clear while we were away, where that is allowed. Told of once: after the `first`
+    view is active, and of a namespace that is entered later, such as a container's whose engine answers late, then."""
     await first.wait()
-    fresh, told = untold(state.told(), boot_id(), (await capture.counters()).workloads)
-    for workload, connections in fresh.items():
-        log.warning("passed-while-away", workload=workload, connections=connections)
-    if fresh:
-        await kept(state.save_told, told)
+    while True:
+        if past := capture.past():
+            before = state.told()
+            fresh, told = untold(before, boot_id(), reduce(Counters.plus, past), await capture.counters())
+            for whose, connections in fresh.items():
+                who = {"workload" if "/" in whose else "of": whose}
+                log.warning("passed-while-away", **who, connections=connections)
+            if fresh or told.passed != before.passed:
+                await kept(state.save_told, told)
+        await trio.sleep(EXPIRY_LOOK)
 
 
 async def endings(topics: Topics, changed: Callable[[tuple[str, ...]], None]) -> None:

@@ -22,6 +22,7 @@ from agent.answers import (
     Rules,
     StatusAnswer,
     TunnelsAnswer,
+    UnnamedRow,
     WorkloadRow,
     WorkloadsAnswer,
 )
@@ -208,7 +209,9 @@ class Topics:
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
         problems = [text for texts in self.capture.problems.values() for text in texts]
         held = HeldRow(counters.held.waited, counters.held.refused, counters.held.asked)
-        return CaptureAnswer(not self.activation.off, rows, places, problems, self.activation.switched.left, held)
+        unnamed = UnnamedRow(counters.unnamed.units, counters.unnamed.containers)
+        left = self.activation.switched.left
+        return CaptureAnswer(not self.activation.off, rows, places, problems, left, held, unnamed)
 
     async def plan(self) -> PlanAnswer:
         """The rules that there should be with capture on, and how the kernel's differ."""
@@ -258,6 +261,7 @@ class Topics:
             unmeshed={w: {"allowed": c.unmeshed, "dns": c.dns, "blocked": c.blocked} for w, c in counts.items()},
             held={"waited": counters.held.waited, "refused": counters.held.refused},
             asked=counters.held.asked,
+            unnamed={"units": counters.unnamed.units, "containers": counters.unnamed.containers},
             over_budget=self.ledger.over_budget,
             gauges={**gauges, "connections": len(live), "tunnels": len(tunnels)},
             log_dropped=self.log_dropped(),

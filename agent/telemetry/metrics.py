@@ -113,7 +113,7 @@ class Facts:
     """What else a scrape shows. `expiry` is unix time by identity, `standing` certificates by good, late and ended;
     `captured`, `bypassed` and `passed` are connections by workload, `unmeshed` packets by workload and what became of
     them, `over_budget` connections by workload and direction. `held` are packets by what became of them, and `asked`
-    connections, of callers of the mesh that no rule knew."""
+    connections, of callers of the mesh that no rule knew; `unnamed` connections of such that passed, by whose."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
     standing: Mapping[str, int] = field(default_factory=dict)
@@ -124,6 +124,7 @@ class Facts:
     unmeshed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     held: Mapping[str, int] = field(default_factory=dict)
     asked: int = 0
+    unnamed: Mapping[str, int] = field(default_factory=dict)
     over_budget: Mapping[tuple[str, str], int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     log_dropped: int = 0
@@ -201,6 +202,14 @@ def _own(facts: Facts) -> Iterable["Metric"]:
         for workload, count in sorted(by_workload.items()):
             metric.add_metric([workload], count)
         yield metric
+    unnamed = CounterMetricFamily(
+        "culvert_passed_unnamed_connections",
+        "Passed in clear while the agent was away, of new units and containers that nobody could name.",
+        labels=["of"],
+    )
+    for whose, count in facts.unnamed.items():
+        unnamed.add_metric([whose], count)
+    yield unnamed
     refused = CounterMetricFamily(
         "culvert_over_budget_connections",
         "Connections that a limit of their workload refused.",

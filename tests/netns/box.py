@@ -116,7 +116,7 @@ def total(said: list[dict[str, int]]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def open_box(**settings: str) -> AsyncIterator[Box]:
+async def open_box(fail_mode: str = "closed", **settings: str) -> AsyncIterator[Box]:
     """The machine and its engine, with the right to register containers, and the container `box`, enrolled and
     captured; `settings` are further ones of the machine's agent."""
     async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
@@ -135,7 +135,7 @@ async def open_box(**settings: str) -> AsyncIterator[Box]:
             out.mkdir()
             async with serving(Place(two.two.machine.namespace, API), two.two.machine.address, PORT, echo):
                 made = Box(two, engine, network, sniffer, out)
-                await made.run(namespace="found", labels="mesh=on")
+                await made.run(namespace="found", labels="mesh=on", fail_mode=fail_mode)
                 assert await made.captured()
                 sniffer.restart(MARKER.encode())
                 yield made

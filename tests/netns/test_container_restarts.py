@@ -1,5 +1,7 @@
 """A container that restarts and dials at once: its namespace and its address are new, and nothing slips out."""
 
+import json
+
 import pytest
 import trio
 
@@ -64,6 +66,29 @@ async def test_while_the_agent_is_away_it_is_refused_at_once() -> None:
         said = await box.restart()
         assert said["carried"] >= 55, said
         assert box.seen() == (0, 0)
+
+
+async def test_one_that_fails_open_passes_then_and_is_counted() -> None:
+    async with open_box(fail_mode="open") as box:
+        two, process = box.two, box.two.one.process
+        assert process
+        assert await box.run("neighbour", attempts=1) == {"attempted": 1, "carried": 1, "refused": 0}
+        box.seen()
+        await process.kill()
+        # Its own namespace has a table that counts, and takes that count along; the neighbour is known to be nobody's.
+        assert await box.again("box") == {"attempted": 10, "carried": 10, "refused": 0}
+        assert await box.again("neighbour") == {"attempted": 10, "carried": 10, "refused": 0}
+        for _ in range(2):
+            assert await box.restart() == {"attempted": 60, "carried": 60, "refused": 0}
+        assert box.seen()[1] == 10 + 10 + 120
+        await two.mesh.start_agent(two.one)
+        assert await box.captured()
+        answer = await two.ask(two.one, "capture")
+        assert answer["unnamed"]["containers"] == 120
+        ran = await two.mesh.try_on(two.one, "capture", "status")
+        assert "passed while the agent was away: 120 connections of new containers" in ran.errors
+        said = [json.loads(line) for line in process.tail(400).splitlines() if "passed-while-away" in line]
+        assert [(line["of"], line["connections"]) for line in said] == [("new containers", 120)]
 
 
 async def test_neighbours_on_the_bridge_go_on_in_clear() -> None:

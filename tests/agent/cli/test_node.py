@@ -20,11 +20,13 @@ from agent.answers import (
     CertificatesAnswer,
     ConnectionsAnswer,
     Done,
+    HeldRow,
     PlanAnswer,
     Rules,
     StatusAnswer,
     TrialRequest,
     TunnelsAnswer,
+    UnnamedRow,
     WorkloadRow,
     WorkloadsAnswer,
 )
@@ -243,6 +245,21 @@ def test_capture(culvert):
     tried = culvert("capture status", capture=CaptureAnswer(True, rows, trial=41.7))
     assert tried.stderr == "tried for 42 s more; keep it with `culvert capture confirm`\n"
     assert culvert("capture off", capture=CaptureAnswer(True)).stdout == "capture is off\n"
+
+
+def test_what_passed_while_the_agent_was_away(culvert):
+    rows = [CaptureRow("shop/web", "uid 1000", fail_mode="open", passed=3)]
+    answer = CaptureAnswer(True, rows, held=HeldRow(asked=1), unnamed=UnnamedRow(10**9, 10**9))
+    done = culvert("capture status", capture=answer)
+    assert done.stderr.splitlines() == [
+        "shop/web fails open: 3 connections passed while the agent was away",
+        "passed while the agent was away: 1000000000 connections of new units",
+        "passed while the agent was away: 1000000000 connections of new containers",
+        "held until known: 1 connections of new cgroups",
+    ]
+    assert max(map(len, done.stderr.splitlines())) <= 80
+    machine = json.loads(culvert("capture status -o json", capture=answer).stdout)
+    assert machine["unnamed"] == {"units": 10**9, "containers": 10**9}
 
 
 def test_capture_plan(culvert):

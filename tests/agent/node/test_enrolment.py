@@ -23,7 +23,7 @@ from agent.node.enrolment import (
 from ca.resources.mesh import Egress, Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.workload import Match
-from redirect.desired import Capture, Desired, Parent, Recognise
+from redirect.desired import Capture, Desired, Hold, Parent, Recognise
 from tests.agent.views import mesh, node, view, workload
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"
@@ -194,6 +194,24 @@ def test_in_between_only_what_both_hold():
     assert common(old, None) is None
     assert common(old, old) == old
     assert common(replace(old, capture_all=True), old) == old
+
+
+def test_what_fails_open_elsewhere_is_counted_by_the_hosts_table():
+    v = view(mesh(), node("n1"))
+    place = "/run/netns/db"
+    open_ = replace(local("db", place), open=True)
+    addressed, boxed = replace(open_, address="10.0.0.7"), Ports(bridges={"shop/db": ("podman0",)})
+    for there, ports in ((addressed, Ports()), (open_, boxed)):
+        got = tables(v, [there], ports, {}, Desired())
+        assert [got[p].open_elsewhere for p in (HOST, place)] == [True, False]
+    # Nobody could be told by what passes here, or all is held.
+    for there in (open_, replace(addressed, open=False)):
+        assert HOST not in tables(v, [there], Ports(), {}, Desired())
+    hold = Hold(open_bridges=frozenset({"a", "b"}), open_inside=frozenset({"x", "y"}))
+    less = Hold(open_bridges=frozenset({"b", "c"}), open_inside=frozenset({"y"}))
+    between = common(Desired(hold=hold), Desired(hold=less))
+    assert between is not None
+    assert between.hold == Hold(open_bridges=frozenset({"b"}), open_inside=frozenset({"y"}))
 
 
 def test_parents_are_the_hosts_alone_and_signs_say_whose_is_what():

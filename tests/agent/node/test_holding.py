@@ -49,11 +49,21 @@ def test_what_a_setting_lets_out_is_vouched_for_once_its_table_stands() -> None:
 
 
 def test_who_fails_open_is_not_held_for_its_own_sake() -> None:
-    assert hold([local("box", open=True)], BRIDGES, lives(BOX), {"shop/box"}) == Hold()
+    """But counted, unless it has a table that does so."""
+    open_bridges = frozenset({"podman0"})
+    alone = [local("box", open=True)]
+    assert hold(alone, BRIDGES, lives(BOX), {"shop/box"}) == Hold(
+        vouched=frozenset({BOX, OTHER}), open_bridges=open_bridges
+    )
+    assert hold(alone, BRIDGES, lives(BOX), ()) == Hold(vouched=frozenset({OTHER}), open_bridges=open_bridges)
+    elsewhere = [*alone, local("beside", "/links/beside")]
+    found = hold(elsewhere, {**BRIDGES, "shop/beside": ("podman1",)}, lives(BOX), ())
+    assert (found.bridges, found.open_bridges) == ({"podman1"}, {"podman0"})
     both = [local("box", open=True), local("beside", "/links/beside")]
     bridges = {**BRIDGES, "shop/beside": ("podman0",)}
     assert hold(both, bridges, lives(BOX), {"shop/box"}).vouched == {BOX, OTHER}
     assert hold(both, bridges, lives(BOX), ()).vouched == {OTHER}
+    assert hold(both, bridges, lives(BOX), ()).open_bridges == frozenset()  # it could be the other one
 
 
 def test_the_first_container_of_a_pod_vouches_for_nobody() -> None:
@@ -69,7 +79,8 @@ def test_a_namespace_that_no_engine_made_is_held_by_its_address() -> None:
     skipping = replace(named, skip=Skip(ports=(3306,)))
     assert hold([skipping], {}, Tenants(), ()).inside == {"10.0.0.7"}
     assert hold([skipping], {}, Tenants(), {"shop/pod"}) == Hold()
-    assert hold([replace(named, open=True)], {}, Tenants(), ()) == Hold()
+    assert hold([replace(named, open=True)], {}, Tenants(), ()) == Hold(open_inside=frozenset({"10.0.0.7"}))
+    assert hold([replace(named, open=True)], {}, Tenants(), {"shop/pod"}) == Hold()
     assert hold([local("web", HOST)], {}, Tenants(), ()) == Hold()
 
 

@@ -146,6 +146,7 @@ def test_facts_of_our_own():
         passed={"shop/web": 2},
         held={"waited": 5, "refused": 6},
         asked=8,
+        unnamed={"units": 10, "containers": 11},
         gauges={"connections": 3},
         log_dropped=2,
         worker_restarts=1,
@@ -158,6 +159,8 @@ def test_facts_of_our_own():
     assert found["culvert_bypassed_connections_total", (("workload", "shop/web"),)] == 7
     assert found["culvert_captured_connections_total", (("workload", "shop/web"),)] == 4
     assert found["culvert_passed_connections_total", (("workload", "shop/web"),)] == 2
+    assert found["culvert_passed_unnamed_connections_total", (("of", "units"),)] == 10
+    assert found["culvert_passed_unnamed_connections_total", (("of", "containers"),)] == 11
     assert found["culvert_held_packets_total", (("fate", "waited"),)] == 5
     assert found["culvert_held_packets_total", (("fate", "refused"),)] == 6
     for name, amount in (
