@@ -67,7 +67,7 @@ def lay(wanted: dict[str, Desired]) -> tuple[list[str], list[str]]:
         try:
             kernel = Kernel(place or None, own=True)
             try:
-                if lacking := kernel.apply(desired):
+                if lacking := kernel.apply(_as_told(kernel, desired)):
                     problems.append(f"{title(place)}: {UNTOLD}: {lacking}")
             finally:
                 kernel.close()
@@ -75,3 +75,15 @@ def lay(wanted: dict[str, Desired]) -> tuple[list[str], list[str]]:
         except (CaptureError, NamespaceError, OSError, ValueError) as error:
             problems.append(f"{title(place)}: {error}")
     return held, problems
+
+
+def _as_told(kernel: Kernel, desired: Desired) -> Desired:
+    """The table as the agent would make it there: if the kernel cannot be told that it is there, as we try for a
+    moment, nothing fails open."""
+    if desired.asks:
+        try:
+            kernel.appear(desired.marks)
+            kernel.vanish()
+        except CaptureError:
+            return desired.untold
+    return desired

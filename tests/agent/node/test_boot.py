@@ -1,5 +1,7 @@
 """What the disk remembers to be captured, before any agent runs."""
 
+import errno
+
 import immutables
 import pytest
 
@@ -9,8 +11,12 @@ from agent.node.state import Membership, State
 from agent.node.view import MeshView
 from agent.settings import AgentSettings
 from ca.resources.workload import Match
-from redirect.desired import Hold, Recognise
+from redirect.desired import Capture, Desired, Hold, Recognise
+from redirect.kernel import Kernel
+from redirect.netlink import CaptureError
 from tests.agent.views import mesh, node, view, workload
+from tests.redirect.conftest import namespace
+from tests.redirect.traffic import REFUSED, Server, reached
 
 
 def seen() -> MeshView:
@@ -67,6 +73,19 @@ def test_containers_and_namespaces_are_held_as_they_come_out(settings, state, tm
     other.views.keep([], MeshView(serving.snapshot, matches, "i"))
     settings = AgentSettings(state_dir=other.directory, worker_user="64990")
     assert remembered(settings).tables[HOST].hold == Hold(inside=frozenset({"10.0.0.9"}))
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_where_the_kernel_cannot_be_told_of_the_agent_all_is_closed(monkeypatch, can):
+    def refuse(self, marks):
+        raise CaptureError(errno.EOPNOTSUPP, "the kernel cannot tie rules to the agent's life")
+
+    if not can:
+        monkeypatch.setattr(Kernel, "appear", refuse)
+    table = Desired((Capture("shop/open", Recognise(uid=7), 15100, open=True),), frozenset({("127.0.0.1", 80)}))
+    with namespace() as name, Server(name, "application", "127.0.0.1", 80):
+        assert lay({f"/run/netns/{name}": table}) == (["shop/open"], [])
+        assert reached(name, "127.0.0.1", 80, uid=7) == ("application" if can else REFUSED)
 
 
 def test_a_namespace_that_is_not_there_needs_no_guard(settings, state):
