@@ -4,8 +4,9 @@ A connection is charged to its workload's account before anything is done for it
 limit is reached. Each direction has an account of its own: who is flooded from outside can still call others. Of what
 may be open at a time the workers of a node keep one tally; of what may begin in a second each grants its share.
 
-Refusing costs something too. So a workload that was refused STORM connections within a second has the others wait in
-the queue of its own listening socket, until the next one.
+Refusing costs something too. So a workload that was refused STORM connections that it made within a second, by its own
+limits or by a workload of the same node, has the others wait in the queue of its own listening socket, until the next
+one. Arrivals cannot wait like that: one socket takes those for all workloads.
 """
 
 import resource
@@ -154,15 +155,25 @@ class Budgets:
             self.resting.add(workload)
         return over
 
+    def rebuffed(self, workload: str) -> None:
+        """A connection that `spend` was asked for got no further: the workload that it meant, here too, refused it."""
+        if account := self._making.get(workload):
+            self._count(account)
+            if account.refused >= STORM:
+                self.resting.add(workload)
+
     def _charge(self, account: Account, entry: Entry, descriptors: int) -> str:
         over = account.take(self._clock(), descriptors)
         if over:
             entry.over_budget = True
-            account.refused += 1
-            self._refused.add(account)
+            self._count(account)
         else:
             entry.account, entry.descriptors = account, descriptors
         return over
+
+    def _count(self, account: Account) -> None:
+        account.refused += 1
+        self._refused.add(account)
 
     def tick(self, snapshot: Snapshot) -> None:
         """A second is over."""

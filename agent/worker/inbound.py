@@ -155,6 +155,7 @@ class Inbound:
         out.trace = entry.trace = os.urandom(16).hex()
         reason = self._denied(snapshot, entry, Facts(source, caller, *where), destination)
         if reason or (reason := self.budgets.charge(snapshot, destination, Direction.INBOUND, entry)):
+            self.budgets.rebuffed(out.source.workload)
             self._refuse(sock, entry, reason)
             self._book.close(out, Verdict.REFUSED, reason)
             return

@@ -189,6 +189,19 @@ def test_what_arrives_rests_nobody() -> None:
     assert scene.budgets.resting == set()
 
 
+def test_who_is_rebuffed_by_neighbours_rests_as_if_by_its_own_limits() -> None:
+    scene = Scene(Limits())
+    for _ in range(STORM):
+        assert scene.budgets.resting == set()
+        scene.begin()
+        scene.budgets.rebuffed("shop/web")
+    assert scene.budgets.resting == {"shop/web"}
+    scene.budgets.tick(scene.snapshot)
+    scene.budgets.rebuffed("shop/web")
+    scene.budgets.rebuffed("shop/gone")  # nobody's to count
+    assert scene.budgets.resting == set()
+
+
 def test_who_is_no_longer_here_is_nobodys_to_charge() -> None:
     scene = Scene(Limits(connections=1))
     entry = scene.book.enter(OUT, Security.MTLS, Party())
