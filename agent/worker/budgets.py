@@ -6,7 +6,8 @@ may be open at a time the workers of a node keep one tally; of what may begin in
 
 Refusing costs something too. So a workload that was refused STORM connections that it made within a second, by its own
 limits or by a workload of the same node, has the others wait in the queue of its own listening socket, until the next
-one. Arrivals cannot wait like that: one socket takes those for all workloads.
+one. So have strangers who call a workload in a network namespace of its own; arrivals for all others share their
+sockets, and cannot wait like that.
 """
 
 import resource
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 from agent.book import Entry
 from agent.connections import Direction
+from agent.messages import Role
 from agent.snapshot import Snapshot
 from agent.tally import Tally, number
 from ca.resources.limits import Limits, size
@@ -119,12 +121,12 @@ def _part(limit: int, share: int) -> int:
 
 class Budgets:
     """The accounts of one worker, of which there are `share` with a `tally` in common: without it each grants its share
-    of every limit. `resting` are the workloads (namespace/name) whose listeners should rest until the next `tick`, once
-    a second."""
+    of every limit. `resting` are the listeners, by role and workload (namespace/name), that should rest until the next
+    `tick`, once a second."""
 
     def __init__(self, share: int = 1, tally: Tally | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._tally = tally
-        self.resting: set[str] = set()
+        self.resting: set[tuple[Role, str]] = set()
         self._share, self._clock = share, clock
         self._accounts: dict[tuple[Key, Direction], tuple[Account, Limits, Limits]] = {}
         self._refused: set[Account] = set()
@@ -133,10 +135,21 @@ class Budgets:
         self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def charge(
-        self, snapshot: Snapshot, workload: Workload, direction: Direction, entry: Entry, descriptors: int = 1
+        self,
+        snapshot: Snapshot,
+        workload: Workload,
+        direction: Direction,
+        entry: Entry,
+        descriptors: int = 1,
+        listener: Role | None = None,
     ) -> str:
-        """Charge a connection to its workload, until the book closes it; why not, or nothing."""
-        return self._charge(self._account(snapshot, workload, direction), entry, descriptors)
+        """Charge a connection to its workload, until the book closes it; why not, or nothing. `listener` is the role of
+        the socket that it came by, if that takes those of this workload alone."""
+        account = self._account(snapshot, workload, direction)
+        over = self._charge(account, entry, descriptors)
+        if over and listener and account.refused >= STORM:
+            self.resting.add((listener, workload.title))
+        return over
 
     def spend(self, snapshot: Snapshot, workload: str, entry: Entry) -> str:
         """Charge a connection that a workload (namespace/name) of this node makes, as `charge` does."""
@@ -152,7 +165,7 @@ class Budgets:
             account = self._making[workload] = self._account(snapshot, found, Direction.OUTBOUND)
         over = self._charge(account, entry, 1)
         if over and account.refused >= STORM:
-            self.resting.add(workload)
+            self.resting.add((Role.OUTBOUND, workload))
         return over
 
     def rebuffed(self, workload: str) -> None:
@@ -160,7 +173,7 @@ class Budgets:
         if account := self._making.get(workload):
             self._count(account)
             if account.refused >= STORM:
-                self.resting.add(workload)
+                self.resting.add((Role.OUTBOUND, workload))
 
     def _charge(self, account: Account, entry: Entry, descriptors: int) -> str:
         over = account.take(self._clock(), descriptors)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security, Verdict
+from agent.messages import Role
 from agent.policy import Facts
 from agent.relay.leg import Leg, abort
 from agent.relay.loop import Relay
@@ -129,7 +130,8 @@ class Inbound:
         domain = snapshot.mesh.spec.trust_domain if snapshot.mesh else ""
         entry.destination = Party(found.title, str(found.identity(domain)), endpoint(*where))
         reason = self._denied(snapshot, entry, Facts(None, peer[0], *where), found)
-        if reason or (reason := self.budgets.charge(snapshot, found, Direction.INBOUND, entry, 2)):
+        listener = Role.PLAINTEXT if workload else None
+        if reason or (reason := self.budgets.charge(snapshot, found, Direction.INBOUND, entry, 2, listener)):
             self._refuse(sock, entry, reason)
             return
         self._join(snapshot, sock, found, where, peer[0], [entry])

@@ -27,14 +27,14 @@ class Listeners:
     """Accepts in the relay's rounds, level-triggered: what is left in a queue comes round again.
 
     When descriptors or memory run out the listener rests until `resume`, and callers wait in its queue: it would be
-    ready all the time, to no end. So do the listeners of the workloads in `storming`.
+    ready all the time, to no end. So do those in `storming`, by role and workload.
     """
 
     def __init__(self, relay: Relay, accepted: dict[Role, Accepted]) -> None:
         self._relay, self._accepted = relay, accepted
         self._socks: dict[int, socket.socket] = {}
         self._resting: dict[int, Callable[[], None]] = {}
-        self.storming: Set[str] = frozenset()
+        self.storming: Set[tuple[Role, str]] = frozenset()
 
     def add(self, number: int, role: Role, workload: str, sock: socket.socket) -> None:
         """Accept at `sock`, which is ours from here."""
@@ -42,7 +42,7 @@ class Listeners:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         self._socks[number] = sock
-        ready = partial(self._ready, number, sock, self._accepted[role], workload)
+        ready = partial(self._ready, number, sock, role, workload)
         self._relay.register(sock.fileno(), ready, ACCEPT)
 
     def remove(self, number: int) -> None:
@@ -64,7 +64,8 @@ class Listeners:
         for register in resting.values():
             register()
 
-    def _ready(self, number: int, sock: socket.socket, accepted: Accepted, workload: str, _mask: int) -> None:
+    def _ready(self, number: int, sock: socket.socket, role: Role, workload: str, _mask: int) -> None:
+        accepted = self._accepted[role]
         for _ in range(_BURST):
             try:
                 connection, peer = sock.accept()
@@ -72,16 +73,16 @@ class Listeners:
                 if error.errno in _PASSING:
                     return
                 if error.errno in _SHORT:
-                    self._rest(number, sock, accepted, workload)
+                    self._rest(number, sock, role, workload)
                     return
                 raise
             connection.setblocking(False)
             accepted(workload, connection, peer)
-            if workload in self.storming:
-                self._rest(number, sock, accepted, workload)
+            if self.storming and (role, workload) in self.storming:
+                self._rest(number, sock, role, workload)
                 return
 
-    def _rest(self, number: int, sock: socket.socket, accepted: Accepted, workload: str) -> None:
-        fd, ready = sock.fileno(), partial(self._ready, number, sock, accepted, workload)
+    def _rest(self, number: int, sock: socket.socket, role: Role, workload: str) -> None:
+        fd, ready = sock.fileno(), partial(self._ready, number, sock, role, workload)
         self._relay.unregister(fd)
         self._resting[number] = partial(self._relay.register, fd, ready, ACCEPT)

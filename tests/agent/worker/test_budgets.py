@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from agent.book import Book, Entry
 from agent.connections import Direction, Party, Security
+from agent.messages import Role
 from agent.snapshot import Snapshot
 from agent.tally import Tally, make
 from agent.worker.budgets import PER_CONNECTION, SHARE, STORM, Account, Budgets
@@ -175,18 +176,21 @@ def test_a_storm_rests_until_the_next_second() -> None:
         scene.begin()
     assert scene.budgets.resting == set()
     scene.begin()
-    assert scene.budgets.resting == {"shop/web"}
+    assert scene.budgets.resting == {(Role.OUTBOUND, "shop/web")}
     scene.budgets.tick(scene.snapshot)
     assert scene.budgets.resting == set()
     scene.begin()
     assert scene.budgets.resting == set()
 
 
-def test_what_arrives_rests_nobody() -> None:
-    """It comes by sockets that others share."""
+def test_what_arrives_rests_nobody_unless_the_socket_is_the_workloads_own() -> None:
     scene = Scene(Limits(connections=1))
     assert scene.begun(2 * STORM, direction=IN) == 1
     assert scene.budgets.resting == set()
+    for listener, resting in ((None, set()), (Role.PLAINTEXT, {(Role.PLAINTEXT, "shop/web")})):
+        entry = scene.book.enter(IN, Security.PLAINTEXT, Party())
+        assert scene.budgets.charge(scene.snapshot, scene.web, IN, entry, 2, listener)
+        assert scene.budgets.resting == resting
 
 
 def test_who_is_rebuffed_by_neighbours_rests_as_if_by_its_own_limits() -> None:
@@ -195,7 +199,7 @@ def test_who_is_rebuffed_by_neighbours_rests_as_if_by_its_own_limits() -> None:
         assert scene.budgets.resting == set()
         scene.begin()
         scene.budgets.rebuffed("shop/web")
-    assert scene.budgets.resting == {"shop/web"}
+    assert scene.budgets.resting == {(Role.OUTBOUND, "shop/web")}
     scene.budgets.tick(scene.snapshot)
     scene.budgets.rebuffed("shop/web")
     scene.budgets.rebuffed("shop/gone")  # nobody's to count

@@ -170,7 +170,7 @@ async def test_who_storms_waits_in_its_own_queue_and_its_neighbour_does_not():
     async with door() as d:
         d.add(1, Role.OUTBOUND, "shop/web")
         d.add(2, Role.OUTBOUND, "shop/db")
-        storming = {"shop/web"}
+        storming = {(Role.OUTBOUND, "shop/web"), (Role.PLAINTEXT, "shop/db")}
         d.listeners.storming = storming
         callers = [socket.create_connection(d.addresses[0]) for _ in range(5)]
         await soon(lambda: len(d.got) == 1)  # the one by which it is noticed
@@ -180,7 +180,7 @@ async def test_who_storms_waits_in_its_own_queue_and_its_neighbour_does_not():
         storming.clear()
         d.listeners.resume()
         await soon(lambda: len(d.got) == 10)
-        d.listeners.storming = {"shop/web"}
+        d.listeners.storming = {(Role.OUTBOUND, "shop/web")}
         callers.append(socket.create_connection(d.addresses[0]))
         await soon(lambda: len(d.got) == 11)
         d.listeners.remove(1)  # while it rests
