@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 # they set up.
 JOBS ?= $(shell nproc)
 # What the tests run against, by Debian package name; installed when we are root and they are missing.
-APT := nftables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container podman runc busybox-static
+APT := nftables iptables iproute2 tcpdump curl openssl procps util-linux systemd systemd-container podman runc \
+	busybox-static openssh-server haproxy nginx libfaketime
 
 # What the benchmarks run and are run against; `make test` needs none of it.
 BENCH_APT := nftables iproute2 curl procps util-linux nginx libnginx-mod-stream iperf3 wrk apache2-utils haproxy stunnel4
@@ -42,12 +43,14 @@ soak: bench-packages $(VENV)/bench
 
 packages: WANTED := $(APT)
 bench-packages: WANTED := $(BENCH_APT)
-# RUNLEVEL=1 keeps Debian from starting the servers it installs; messages go to stderr, results alone to stdout.
+# The servers that this installs are not started: RUNLEVEL says so to Debian's scripts, SYSTEMD_OFFLINE to systemctl.
+# Messages go to stderr, results alone to stdout.
 packages bench-packages:
 	@exec >&2; missing=; for p in $(WANTED); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	    apt-get update -qq && RUNLEVEL=1 SYSTEMD_OFFLINE=1 DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends $$missing; \
 	  else echo "not installed, what needs them will be skipped:$$missing"; fi; fi
 
 $(VENV)/demo: pyproject.toml

@@ -136,7 +136,7 @@ def why_not() -> str:
     if shutil.which("systemd-nspawn") is None:
         return "systemd-nspawn is not installed: apt-get install systemd-container"
     if not Path("/lib/systemd/systemd").exists():
-        return "systemd is not installed, and the container's root is this machine's: apt-get install systemd-sysv"
+        return "systemd is not installed, and the container's root is this machine's: apt-get install systemd"
     return ""
 
 
