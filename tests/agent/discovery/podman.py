@@ -1,6 +1,6 @@
 """Real containers of Podman, and its Docker API, in a place of the test's own: storage, sockets and network namespace.
 
-The image is one static program. What a machine cannot run is a skip that shows the command and its error.
+The image is one static program. Where no container runs at all is a skip that shows the command and its error.
 """
 
 import contextlib
@@ -20,6 +20,10 @@ IMAGE = "localhost/culvert/busybox:1"
 _LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=100:100")
 
 
+class Failed(Exception):
+    """A command of the engine did; the message has it and its error."""
+
+
 @dataclass
 class Podman:
     """`enter` puts every program into a network namespace."""
@@ -33,18 +37,26 @@ class Podman:
         return self.directory / "podman.sock"
 
     def __call__(self, *words: str) -> str:
-        """`podman WORDS`; what it printed. Skips when it cannot be."""
+        """`podman WORDS`; what it printed. Failed."""
         done = subprocess.run(self._command(*words), capture_output=True, text=True, timeout=60)
         if done.returncode:
-            pytest.skip(f"`{' '.join(self._command(*words))}` said: {done.stderr.strip()[-500:]}")
+            raise Failed(f"`{' '.join(self._command(*words))}` said: {done.stderr.strip()[-500:]}")
         return done.stdout.strip()
 
     def run(self, name: str, *options: str, command: tuple[str, ...] = ("sleep", "1000"), **labels: str) -> None:
         """Start a container with labels culvert.io/...; the command is one of busybox, or a path."""
-        parent = f"--cgroup-parent=/{self.directory.name}"
         marks = [f"--label=culvert.io/{k.replace('_', '-')}={v}" for k, v in labels.items()]
         program = () if "/" in command[0] else ("/bin/busybox",)
-        self("run", "--detach", "--name", name, parent, *_LIMITS, *marks, *options, IMAGE, *program, *command)
+        self("run", "--detach", "--name", name, *self._own, *marks, *options, IMAGE, *program, *command)
+
+    def begin(self, image: Path) -> None:
+        """Load the image, and run it once."""
+        self("import", str(image), IMAGE)
+        self("run", "--rm", "--network=none", *self._own, IMAGE, "/bin/busybox", "true")
+
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return (f"--cgroup-parent=/{self.directory.name}", *_LIMITS)
 
     @contextlib.contextmanager
     def network(self, subnet: str) -> Iterator[str]:
@@ -65,7 +77,7 @@ class Podman:
             if self.socket.exists():
                 return
             time.sleep(0.05)
-        pytest.skip(f"`{' '.join(command)}` made no socket: {(self.directory / 'service.log').read_text()[-500:]}")
+        raise Failed(f"`{' '.join(command)}` made no socket: {(self.directory / 'service.log').read_text()[-500:]}")
 
     def rest(self) -> None:
         """End the API; containers go on."""
@@ -102,7 +114,7 @@ class Podman:
 
 @contextlib.contextmanager
 def podman(enter: tuple[str, ...] = ()) -> Iterator[Podman]:
-    """Podman with the image loaded; skips where there is none."""
+    """Podman with the image loaded; skips where there is none, or where it runs nothing."""
     if os.geteuid() != 0:
         pytest.skip("containers of their own kind need root")
     for program, package in (("podman", "podman"), ("runc", "runc"), ("busybox", "busybox-static")):
@@ -116,7 +128,10 @@ def podman(enter: tuple[str, ...] = ()) -> Iterator[Podman]:
     shutil.copy(shutil.which("busybox") or "", root / "bin" / "busybox")
     subprocess.run(["tar", "-C", str(root), "-cf", str(directory / "image.tar"), "."], check=True)
     try:
-        made("import", str(directory / "image.tar"), IMAGE)
+        try:
+            made.begin(directory / "image.tar")
+        except Failed as error:
+            pytest.skip(str(error))
         yield made
     finally:
         made.close()
