@@ -1,15 +1,19 @@
 """For all tests: property tests draw the same examples every time (HYPOTHESIS_PROFILE=explore draws new ones, more);
 whoever leaves something open fails, not the innocent one that runs when the garbage collector comes by; tests of whole
-systems have two tries."""
+systems have two tries, except for promises; and where all is meant to run, what could be installed is not skipped."""
 
 import gc
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Generator, Iterator
+from functools import partial
 
 import pytest
 from hypothesis import settings
+
+from tests.promises import NotEvenOnce
 
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=2000)
@@ -17,18 +21,25 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 WHOLE_SYSTEMS = {"netns", "interop"}
+ALL_IS_MEANT_TO_RUN = bool(os.environ.get("CI")) and os.geteuid() == 0
+TO_INSTALL = re.compile("is not installed|apt-get install")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of whole systems may be tried once more: their processes share a machine with everything else that runs on
     it, and every one of them waits for some other with a bound. Which needed it stands in the summary, with the first
-    failure. All others hold at once or fail."""
+    failure. All others hold at once or fail, and so does what is `not_even_once` to be seen."""
     for item in items:
         if not WHOLE_SYSTEMS.isdisjoint(item.path.parts) and not config.option.usepdb:
-            item.add_marker(pytest.mark.flaky(reruns=1))
+            item.add_marker(pytest.mark.flaky(reruns=1, condition=partial(_may_be_tried_again, item)))
 
 
 TIMER = pytest.StashKey[object]()
+FINAL = pytest.StashKey[bool]()
+
+
+def _may_be_tried_again(item: pytest.Item) -> bool:
+    return FINAL not in item.stash
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -44,30 +55,43 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.config.hook.pytest_timeout_set_timer(item=item, settings=item.stash[TIMER])
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)  # so that it is seen before the plugin decides on a second try
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a failed test left open is not held against the next one, which may be itself."""
     report = yield
     if report.failed and call.excinfo:
+        if any(isinstance(part, NotEvenOnce) for part in _parts(call.excinfo.value, set())):
+            item.stash[FINAL] = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _let_go(call.excinfo.value, set())
+            _let_go(call.excinfo.value)
             gc.collect()
+    if report.skipped and ALL_IS_MEANT_TO_RUN and isinstance(report.longrepr, tuple):
+        _, _, reason = report.longrepr
+        if TO_INSTALL.search(reason):
+            item.stash[FINAL] = True
+            report.outcome, report.longrepr = "failed", f"{reason} (not skipped: CI is set, and this is root)"
     return report
 
 
-def _let_go(error: BaseException | None, seen: set[int]) -> None:
+def _let_go(error: BaseException) -> None:
     """Empty the frames that it came through."""
+    for part in _parts(error, set()):
+        traceback.clear_frames(part.__traceback__)
+        for frame, _ in traceback.walk_tb(part.__traceback__):
+            _ = frame.f_locals  # Python's copy of what they held, which is brought up to date by this
+
+
+def _parts(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    """The error, those it came of, and those it is a group of, as nurseries make them."""
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
-    traceback.clear_frames(error.__traceback__)
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        _ = frame.f_locals  # Python's copy of what they held, which is brought up to date by this
+    yield error
     for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
-        _let_go(other, seen)
+        yield from _parts(other, seen)
 
 
 def pytest_collection_finish() -> None:

@@ -16,6 +16,7 @@ from agent.lab import programs
 from agent.lab.place import Place
 from agent.lab.process import Process
 from tests.netns.node import API, Pair, pair, soon, workload
+from tests.promises import not_even_once
 
 pytestmark = pytest.mark.skipif(
     shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="apt-get install openssh-server"
@@ -43,7 +44,7 @@ class Shell:
         self.line = [
             "nsenter", f"--net={two.one.machine.namespace.path}",
             "ssh", "-q", "-i", f"{directory}/key", "-p", str(port), "-o", "StrictHostKeyChecking=no",
-            "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3", f"root@{two.two.machine.address}",
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", f"root@{two.two.machine.address}",
         ]  # fmt: skip
 
     async def says(self, command: str) -> str:
@@ -60,13 +61,22 @@ class Shell:
             nursery.cancel_scope.cancel()
 
 
-async def typed(process: trio.Process, line: str) -> str:
-    """What an open shell answers, in one line."""
-    assert process.stdin
-    assert process.stdout
-    await process.stdin.send_all(f"{line}\n".encode())
-    with trio.fail_after(5):
-        return (await process.stdout.receive_some()).decode().strip()
+async def let_in(shell: Shell) -> None:
+    """Assert that there is getting in."""
+    with not_even_once():
+        assert await shell.says("echo in") == "in"
+
+
+async def still_in(login: trio.Process) -> None:
+    """Assert that an open shell answers."""
+    assert login.stdin
+    assert login.stdout
+    await login.stdin.send_all(b"echo still\n")
+    answer = b""
+    with trio.move_on_after(15):
+        answer = await login.stdout.receive_some()
+    with not_even_once():
+        assert answer == b"still\n"
 
 
 @asynccontextmanager
@@ -112,8 +122,7 @@ async def test_ssh_works_throughout(two: Pair, port: int) -> None:
         )
         await two.enrol(*(["web", "api", "claim", "rooted"] if port != 22 else ["web", "api"]))
         assert "table inet culvert" in await two.rules(two.two.machine)
-        assert await typed(login, "echo still") == "still"
-        assert await shell.says("echo in") == "in" or port != 22
+        await still_in(login)
         node = two.two
         if port != 22:
             status = await two.ask(node, "status")
@@ -122,11 +131,11 @@ async def test_ssh_works_throughout(two: Pair, port: int) -> None:
             assert f"port {port} at all addresses of this machine: sshd, pid " in plan
             # From a machine that captures nothing: that one's own captured root is its mesh's business.
             await two.enrol("rooted", value=None)
-            assert await shell.says("echo in") == "in"
+        await let_in(shell)
         assert node.process
         await node.process.kill()
-        assert await shell.says("echo in") == "in"
-        assert await typed(login, "echo still") == "still"
+        await let_in(shell)
+        await still_in(login)
 
 
 async def test_an_sshd_that_starts_later_is_found_within_seconds(two: Pair) -> None:
@@ -159,8 +168,9 @@ async def test_a_trial_that_nobody_confirms(two: Pair) -> None:
     assert (await two.ask(two.two, "capture"))["trial"] > 0
     assert await soon(lambda: off(two), 20)
     assert "nothing to confirm: capture is off" in await two.mesh.on(two.two, "capture", "confirm")
-    assert two.two.process
-    assert "capture-rolled-back" in two.two.process.output()
+    process = two.two.process
+    assert process
+    await process.until(lambda: "capture-rolled-back" in process.output(), "say that capture is rolled back", 10)
 
 
 async def test_a_trial_that_is_confirmed(two: Pair) -> None:
