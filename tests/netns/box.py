@@ -24,7 +24,7 @@ _DIAL = """
 cd "$(mktemp -d)"
 i=0
 while [ $i -lt {attempts} ]; do
-    (echo {marker} | nc -w {wait} {address} {port} >$i.said 2>$i.error) &
+    (echo {marker} | timeout {wait} nc -w {wait} {address} {port} >$i.said 2>$i.error) &
     i=$((i + 1))
     [ $i -lt 20 ] || usleep 1000
 done
@@ -35,7 +35,8 @@ echo '{{"attempted": '$i', "carried": '$carried', "refused": '$refused'}}' >/out
 mv /out/new /out/told
 """
 WAIT = 12
-"""Seconds after which an attempt is given up: more than the kernel's first three tries take."""
+"""Seconds after which an attempt is given up, and is neither carried nor refused: more than the kernel's first three
+tries take."""
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Box:
         async def there() -> bool:
             return told.exists()
 
-        assert await soon(there, WAIT + 10)
+        assert await soon(there, WAIT + 20), "the container does not end its attempts"
         found: dict[str, int] = json.loads(told.read_text())
         told.unlink()
         self.said.append(found)
@@ -135,7 +136,8 @@ async def open_box(fail_mode: str = "closed", **settings: str) -> AsyncIterator[
             out.mkdir()
             async with serving(Place(two.two.machine.namespace, API), two.two.machine.address, PORT, echo):
                 made = Box(two, engine, network, sniffer, out)
-                await made.run(namespace="found", labels="mesh=on", fail_mode=fail_mode)
+                said = await made.run(namespace="found", labels="mesh=on", fail_mode=fail_mode)
+                assert said["carried"] + said["refused"] == said["attempted"], said
                 assert await made.captured()
                 sniffer.restart(MARKER.encode())
                 yield made
