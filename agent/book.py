@@ -32,6 +32,9 @@ class Account(Protocol):
     def give(self, descriptors: int) -> None:
         """It has ended."""
 
+    def rebuffed(self) -> None:
+        """Whom it meant refused it, before it ends."""
+
 
 class Entry:
     """One connection. Filled in as its facts become known."""

@@ -327,7 +327,9 @@ class Leg:
             return
         self._link.core.reset(self._stream, frames.CANCEL)  # not every peer ends the stream by itself
         self._link.touch()
-        verdict = Verdict.REFUSED if status in (400, 401, 403) else Verdict.FAILED
+        if status in (401, 429) and self._entry.account is not None:
+            self._entry.account.rebuffed()
+        verdict = Verdict.REFUSED if status in (400, 401, 403, 429) else Verdict.FAILED
         self._drop(verdict, _ANSWERS.get(status, f"the other node answered {status}"))
 
     def reset(self, code: int) -> None:
@@ -394,5 +396,6 @@ class Leg:
 _ANSWERS = {
     400: "the other node knows no such workload behind this tunnel (400): its view may be older than ours",
     401: "refused by policy on the other node (401)",
+    429: "over the budget of the workload that it was for (429)",
     503: "the workload does not accept connections there (503)",
 }

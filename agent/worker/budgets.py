@@ -5,9 +5,9 @@ limit is reached. Each direction has an account of its own: who is flooded from 
 may be open at a time the workers of a node keep one tally; of what may begin in a second each grants its share.
 
 Refusing costs something too. So a workload that was refused STORM connections that it made within a second, by its own
-limits or by a workload of the same node, has the others wait in the queue of its own listening socket, until the next
-one. So have strangers who call a workload in a network namespace of its own; arrivals for all others share their
-sockets, and cannot wait like that.
+limits or by whom it called, here or on another node, has the others wait in the queue of its own listening socket,
+until the next one. So have strangers who call a workload in a network namespace of its own; arrivals for all others
+share their sockets, and cannot wait like that.
 """
 
 import resource
@@ -46,17 +46,20 @@ class Account:
         "_rate",
         "_tally",
         "_tokens",
+        "begun",
         "held",
         "live",
         "most",
         "most_held",
         "most_here",
         "refused",
+        "wary",
     )
 
     def __init__(self, name: str = "", tally: Tally | None = None) -> None:
         self.live = self.held = 0
-        self.refused = 0  # in this second
+        self.begun = self.refused = 0  # in this second
+        self.wary = False  # whether many were refused in the last
         self._tokens, self._filled = 0.0, 0.0
         self._rate = 0.0
         self.most = self.most_held = self.most_here = 0  # connections, descriptors, descriptors of this worker
@@ -102,6 +105,21 @@ class Account:
         """A connection that was charged has ended."""
         self._add(-1, -descriptors)
 
+    def rebuffed(self) -> None:
+        """A connection that was charged got no further: whom it meant refused it."""
+        self.refused += 1
+
+    @property
+    def storming(self) -> bool:
+        """Whether more of this second would be too much. Who was refused many in the last may not even begin more:
+        refusals from another node come when the queue has long been emptied towards it."""
+        return self.refused >= STORM or (self.wary and self.begun >= STORM)
+
+    def next_second(self) -> None:
+        """A second is over."""
+        self.wary = self.refused * 2 >= STORM
+        self.begun = self.refused = 0
+
     def _add(self, connections: int, descriptors: int) -> None:
         self.live += connections
         self.held += descriptors
@@ -129,7 +147,6 @@ class Budgets:
         self.resting: set[tuple[Role, str]] = set()
         self._share, self._clock = share, clock
         self._accounts: dict[tuple[Key, Direction], tuple[Account, Limits, Limits]] = {}
-        self._refused: set[Account] = set()
         self._seen: Snapshot | None = None
         self._making: dict[str, Account] = {}  # in the view last seen
         self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -147,7 +164,7 @@ class Budgets:
         the socket that it came by, if that takes those of this workload alone."""
         account = self._account(snapshot, workload, direction)
         over = self._charge(account, entry, descriptors)
-        if over and listener and account.refused >= STORM:
+        if over and listener and account.storming:
             self.resting.add((listener, workload.title))
         return over
 
@@ -164,35 +181,24 @@ class Budgets:
                 return ""  # and it is refused for that
             account = self._making[workload] = self._account(snapshot, found, Direction.OUTBOUND)
         over = self._charge(account, entry, 1)
-        if over and account.refused >= STORM:
+        if account.storming:
             self.resting.add((Role.OUTBOUND, workload))
         return over
 
-    def rebuffed(self, workload: str) -> None:
-        """A connection that `spend` was asked for got no further: the workload that it meant, here too, refused it."""
-        if account := self._making.get(workload):
-            self._count(account)
-            if account.refused >= STORM:
-                self.resting.add((Role.OUTBOUND, workload))
-
     def _charge(self, account: Account, entry: Entry, descriptors: int) -> str:
+        account.begun += 1
         over = account.take(self._clock(), descriptors)
         if over:
             entry.over_budget = True
-            self._count(account)
+            account.refused += 1
         else:
             entry.account, entry.descriptors = account, descriptors
         return over
 
-    def _count(self, account: Account) -> None:
-        account.refused += 1
-        self._refused.add(account)
-
     def tick(self, snapshot: Snapshot) -> None:
         """A second is over."""
-        for account in self._refused:
-            account.refused = 0
-        self._refused.clear()
+        for account, _, _ in self._accounts.values():
+            account.next_second()
         self.resting.clear()
         for place in [p for p, (a, _, _) in self._accounts.items() if not a.live and p[0] not in snapshot.here]:
             del self._accounts[place]

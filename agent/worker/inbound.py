@@ -91,7 +91,7 @@ class Inbound:
             self._answer(link, asked, entry, ruling.status, ruling.reason)
             return
         if over := self.budgets.charge(snapshot, judged.workload, Direction.INBOUND, entry):
-            self._answer(link, asked, entry, 503, over)
+            self._answer(link, asked, entry, 429, over)
             return
         try:
             sock = self._dialled(snapshot, judged.workload, judged.where, ruling.caller, entry)
@@ -104,8 +104,7 @@ class Inbound:
     def _answer(self, link: Link, asked: Asked, entry: Entry, status: int, reason: str) -> None:
         link.core.answer(asked.stream, status)
         link.touch()
-        failed = status == 503 and not entry.over_budget
-        self._book.close(entry, Verdict.FAILED if failed else Verdict.REFUSED, reason)
+        self._book.close(entry, Verdict.FAILED if status == 503 else Verdict.REFUSED, reason)
         link.freed()
 
     # ---- captured in plaintext
@@ -157,7 +156,8 @@ class Inbound:
         out.trace = entry.trace = os.urandom(16).hex()
         reason = self._denied(snapshot, entry, Facts(source, caller, *where), destination)
         if reason or (reason := self.budgets.charge(snapshot, destination, Direction.INBOUND, entry)):
-            self.budgets.rebuffed(out.source.workload)
+            if out.account is not None:
+                out.account.rebuffed()
             self._refuse(sock, entry, reason)
             self._book.close(out, Verdict.REFUSED, reason)
             return

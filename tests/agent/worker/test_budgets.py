@@ -193,16 +193,17 @@ def test_what_arrives_rests_nobody_unless_the_socket_is_the_workloads_own() -> N
         assert scene.budgets.resting == resting
 
 
-def test_who_is_rebuffed_by_neighbours_rests_as_if_by_its_own_limits() -> None:
+def test_who_is_rebuffed_rests_as_if_by_its_own_limits() -> None:
     scene = Scene(Limits())
     for _ in range(STORM):
+        entry = scene.begin()
         assert scene.budgets.resting == set()
-        scene.begin()
-        scene.budgets.rebuffed("shop/web")
+        assert entry.account is not None
+        entry.account.rebuffed()
+    scene.begin()
     assert scene.budgets.resting == {(Role.OUTBOUND, "shop/web")}
     scene.budgets.tick(scene.snapshot)
-    scene.budgets.rebuffed("shop/web")
-    scene.budgets.rebuffed("shop/gone")  # nobody's to count
+    scene.begin()
     assert scene.budgets.resting == set()
 
 
