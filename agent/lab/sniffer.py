@@ -22,7 +22,7 @@ _BUFFER = 64 * 2**20
 
 
 class Sniffer:
-    """One open tap; get it from `sniff`. Counts accumulate in `leaks`, replaced by `restart`."""
+    """One open tap; get it from `sniff` or `tap`. Counts accumulate in `leaks`, replaced by `restart`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -57,18 +57,22 @@ class Sniffer:
             self.drain()
 
 
+def tap(sock: socket.socket, port: str) -> Sniffer:
+    """Make an ear of an AF_PACKET socket (SOCK_DGRAM), on `port` of its namespace. The caller closes the socket."""
+    sock.setblocking(False)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+    except PermissionError:  # an ordinary user gets what the system allows
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    sock.bind((port, _ETH_P_ALL))
+    return Sniffer(sock)
+
+
 @asynccontextmanager
 async def sniff(topology: Topology, port: str) -> AsyncIterator[Sniffer]:
     """Listen on `port` of the wire, as in `Machine.port`; closed with the block."""
-    sock = topology.wire.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
-    with sock:
-        sock.setblocking(False)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        except PermissionError:  # an ordinary user gets what the system allows
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        sock.bind((port, _ETH_P_ALL))
-        sniffer = Sniffer(sock)
+    with topology.wire.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+        sniffer = tap(sock, port)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sniffer.run)
             try:

@@ -36,11 +36,11 @@ exec "$@"
 """
 
 
-_CULVERT = """#!/bin/sh
+_PYTHON = """#!/bin/sh
 # The installed command, for a program that is not installed: units call it by this path.
 export PYTHONPATH=/opt/culvert/source:/opt/culvert/packages PYTHONDONTWRITEBYTECODE=1
 export LD_LIBRARY_PATH=/opt/culvert/python/lib
-exec /opt/culvert/python/bin/python{0}.{1} -m agent.cli "$@"
+exec /opt/culvert/python/bin/python{0}.{1} {2} "$@"
 """
 
 
@@ -108,7 +108,8 @@ class Container:
         for seen, real in (("source", SOURCE), ("packages", packages), ("python", sys.base_prefix)):
             command.append(f"--bind-ro={real}:/opt/culvert/{seen}")
         command.append("--boot")
-        self.write("/opt/culvert/bin/culvert", _CULVERT.format(*sys.version_info), 0o755)
+        for name, arguments in (("culvert", "-m agent.cli"), ("python", "")):
+            self.write(f"/opt/culvert/bin/{name}", _PYTHON.format(*sys.version_info[:2], arguments), 0o755)
         if groups:
             command.insert(-1, "--keep-unit")
         command.append("systemd.unit=probe.target")

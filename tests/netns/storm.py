@@ -1,9 +1,9 @@
-"""A program that dials without a pause while its own unit is restarted: `storm.py JSON`, see `Orders`. Standard library
-only, for the system's Python.
+"""A program that dials without a pause while its own unit is restarted: `storm.py JSON [SINCE FD ...]`, see `main`.
+Standard library only, for the system's Python.
 
 A restart is what systemd does, only faster: the old cgroup is removed, a new one made under the same name, and the
-program is in it and dials before anybody can have been told. Prints after each round what became of all attempts so
-far, as JSON.
+program is in it and dials before anybody can have been told. A program that is a unit of systemd's own is restarted by
+that. Prints after each round what became of all attempts so far, as JSON.
 """
 
 import errno
@@ -39,6 +39,26 @@ class Storm:
             return
         self._got[sock] = b""
         self._selector.register(sock, selectors.EVENT_WRITE)
+
+    def adopt(self, attempts: int, fds: list[int]) -> None:
+        """Go on with what a faster starter than Python has begun: of so many attempts, these descriptors are connected
+        and have said the marker; the others were refused."""
+        self.attempted += attempts
+        self.refused += attempts - len(fds)
+        for fd in fds:
+            sock = socket.socket(fileno=fd)
+            sock.setblocking(False)
+            self._got[sock] = b""
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def round(self, attempts: int, pause: float) -> float:
+        """So many attempts; the seconds between the first and the end of the last one's pause."""
+        began = time.monotonic()
+        for number in range(attempts):
+            self.attempt()
+            due = began + pause * max(0, number - 9)
+            self.turn(max(0.0, due - time.monotonic()))
+        return time.monotonic() - began
 
     def turn(self, seconds: float) -> None:
         """Serve what is under way for that long."""
@@ -117,29 +137,54 @@ def _enter(group: str) -> None:
         procs.write("0")
 
 
-def main(orders: dict[str, Any]) -> None:
+def ready() -> None:
+    """Tell the systemd that started us, if one did, that our first round is over."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", address.replace("@", "\0", 1))
+
+
+def own_cgroup() -> int:
+    """The kernel's id of the cgroup that we are in, which no other ever gets."""
+    with open("/proc/self/mounts") as mounts, open("/proc/self/cgroup") as groups:
+        root = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
+        path = next(line.rstrip()[3:] for line in groups if line.startswith("0::"))
+    return os.stat(root + path).st_ino
+
+
+def main(orders: dict[str, Any], since: float = 0.0, *fds: int) -> None:
     """`unit` and `parking` are directories of cgroups; every so many rounds (`restarts`, 0 for never) the unit is
-    restarted. `rounds` of `attempts` each, `pause` seconds apart; the first ten of a round come at once. SIGTERM ends
-    it with the round."""
+    restarted. `rounds` of `attempts` each, `pause` seconds apart; the first ten of a round come at once, and so do
+    those that a busy machine has held up. SIGTERM ends it with the round. `rate` is that of all rounds together, in
+    attempts a second, `slowest` that of the slowest.
+
+    `early` attempts were made for us from the time `since` on; they count as a part of the first round. With `floor`,
+    a round that was slower, because the machine was busy, is not one of the `rounds`: there is another one for it, up
+    to twice as many altogether. `fast` are those that were not."""
     storm = Storm(orders["address"], orders["port"], orders["marker"].encode())
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    spent = 0.0
-    for turn in range(orders["rounds"]):
-        if turn == 0 or (orders["restarts"] and turn % orders["restarts"] == 0):
+    storm.adopt(early := orders.get("early", 0), list(fds))
+    spent, slowest, fast, floor = 0.0, float("inf"), 0, orders.get("floor", 0.0)
+    for turn in range(orders["rounds"] * (2 if floor else 1)):
+        if orders["restarts"] and turn % orders["restarts"] == 0:
             restart(orders["unit"], orders["parking"])
-        began = time.monotonic()
-        for number in range(orders["attempts"]):
-            storm.attempt()
-            storm.turn(orders["pause"] if number >= 10 else 0.0)
-        spent += time.monotonic() - began
+        made, took = orders["attempts"], storm.round(orders["attempts"], orders["pause"])
+        if early and turn == 0:
+            made, took = made + early, time.time() - since
+        spent, slowest, fast = spent + took, min(slowest, made / took), fast + (made / took >= floor)
         storm.finish(15.0)  # a SYN that a busy machine lost twice comes again after 7 s
         facts = {"attempted": storm.attempted, "carried": storm.carried, "refused": storm.refused}
-        print(json.dumps({**facts, "strange": storm.strange, "rate": storm.attempted / spent}), flush=True)
-        if told:
+        rates = {"rate": storm.attempted / spent, "slowest": slowest, "rounds": turn + 1, "fast": fast}
+        own = {"pid": os.getpid(), "cgroup": own_cgroup()}
+        print(json.dumps({**facts, "strange": storm.strange, **rates, **own}), flush=True)
+        if turn == 0:
+            ready()
+        if told or fast == orders["rounds"]:
             break
-    _enter(orders["parking"])
+    if orders["restarts"]:
+        _enter(orders["parking"])
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), *map(float, sys.argv[2:3]), *map(int, sys.argv[3:]))

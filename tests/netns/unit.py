@@ -21,34 +21,36 @@ STORM = Path(__file__).with_name("storm.py")
 
 
 class Unit:
-    """The workload `shop/unit` of machine one, matched by a cgroup two levels deep."""
+    """The workload `shop/unit` of machine one, matched by a cgroup two levels deep; it calls shop/api at `address`."""
 
-    def __init__(self, two: Pair, sniffer: Sniffer, parent: str) -> None:
-        self.two, self.sniffer = two, sniffer
+    def __init__(self, two: Pair, sniffer: Sniffer, parent: str, address: str) -> None:
+        self.two, self.sniffer, self.address = two, sniffer, address
         root = mount_point()
         assert root is not None
         self.cgroup = f"{parent}/unit.service"
         self.directory = Path(root, self.cgroup)
         self.parking = Path(root)
 
-    def _storm(self, rounds: int, attempts: int, restarts: int) -> list[str]:
+    def _storm(self, rounds: int, attempts: int, restarts: int, floor: float = 0.0) -> list[str]:
         orders = {
             "unit": str(self.directory),
             "parking": str(self.parking),
-            "address": self.two.two.machine.address,
+            "address": self.address,
             "port": PORT,
             "marker": MARKER,
             "rounds": rounds,
             "attempts": attempts,
             "restarts": restarts,
             "pause": 0.001,  # a busy machine makes it longer
+            "floor": floor,
         }
         return [programs.SYSTEM_PYTHON, str(STORM), json.dumps(orders)]
 
-    async def storm(self, rounds: int, attempts: int = 40) -> dict[str, Any]:
-        """What became of the attempts, with a restart before each round."""
+    async def storm(self, rounds: int, attempts: int = 40, floor: float = 0.0) -> dict[str, Any]:
+        """What became of the attempts, with a restart before each round; rounds with less than `floor` attempts a
+        second come on top."""
         place = Place(self.two.one.machine.namespace)
-        ran = await programs.run(place, self._storm(rounds, attempts, 1), 110)
+        ran = await programs.run(place, self._storm(rounds, attempts, 1, floor), 110)
         assert ran.ok, ran.errors
         return _last(ran.output.decode())
 
@@ -109,13 +111,16 @@ def _dials(leaks: Leaks) -> int:
 
 
 @asynccontextmanager
-async def open_unit(parent: str) -> AsyncIterator[Unit]:
-    """The unit, enrolled, below `parent`; its server runs."""
+async def open_unit(parent: str, ipv6: bool = False) -> AsyncIterator[Unit]:
+    """The unit, enrolled, below `parent`; its server runs, and has an address of that family."""
     async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
-        made = Unit(two, sniffer, parent)
-        await two.apply(workload("unit", "one", {"cgroup": made.cgroup}), workload("api", "two", {"uid": API}, PORT))
+        there = two.two.machine
+        made = Unit(two, sniffer, parent, there.address6 if ipv6 else there.address)
+        await two.apply(
+            workload("unit", "one", {"cgroup": made.cgroup}),
+            workload("api", "two", {"uid": API}, PORT, address=made.address),
+        )
         await two.enrol("unit", "api")
-        address = two.two.machine.address
-        async with serving(Place(two.two.machine.namespace, API), address, PORT, echo):
+        async with serving(Place(there.namespace, API), made.address, PORT, echo):
             sniffer.restart(MARKER.encode())
             yield made
