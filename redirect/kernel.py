@@ -2,7 +2,7 @@
 
 Where the kernel knows how (Linux 6.9), the agent's table has an owner, so that nobody else changes or flushes it, and
 persists: it outlives the agent, may then be deleted by anybody, and is taken over by the next agent. Elsewhere a watch
-restores it within milliseconds.
+restores it, within milliseconds unless the mesh is large.
 """
 
 import contextlib

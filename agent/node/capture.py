@@ -54,6 +54,10 @@ class Capture:
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._past: list[Counters] = []
+        self._changed: dict[str, float] = {}
+        # By place: since when its table is not ours, because somebody else has changed it.
+        self.restored, self.not_captured = 0, 0.0
+        """How often such a table was put back, and the seconds until it was, all together."""
         self.problems: dict[str, list[str]] = {}
         """By place: what keeps it from being as desired."""
 
@@ -81,6 +85,7 @@ class Capture:
                 if not namespace.known and place in tables:
                     continue  # a former life's rules hold until the new ones are complete
                 if between is None and (namespace.applied or not namespace.known):
+                    self._changed.pop(place, None)
                     await self._try(place, namespace.remove)
                 elif between is not None and between != namespace.applied:
                     await self._try(place, namespace.apply, between)
@@ -110,8 +115,8 @@ class Capture:
             self._hand_over(place, spot)
         lacking = {s.workload for s in spots if s not in namespace.sockets} - held
         desired = replace(desired, captures=tuple(c for c in desired.captures if c.workload not in lacking))
-        if desired != namespace.applied or not namespace.known:
-            await self._try(place, namespace.apply, desired)
+        if (desired != namespace.applied or not namespace.known) and await self._try(place, namespace.apply, desired):
+            self._put_back(place)
         if namespace.doubt:
             self.problems[place].append(f"{title(place)}: {namespace.doubt}")
         return {c.workload for c in namespace.applied.captures} if namespace.applied else set()
@@ -130,6 +135,7 @@ class Capture:
         """No table of ours anywhere, whoever put it there; `places` are further ones to look at."""
         async with self._lock:
             self.problems = {}
+            self._changed = {}
             for place, namespace in list(self._namespaces.items()):
                 await self._try(place, namespace.remove)
             for place in {*self._left, *places} - self._namespaces.keys():
@@ -188,18 +194,25 @@ class Capture:
                 nursery.start_soon(self._watch_routes, namespace)
                 while True:
                     await trio.lowlevel.wait_readable(namespace.watch.fileno())
+                    noticed = trio.current_time()  # a pass that goes on now is a part of the time without our rules
                     async with self._lock:
-                        noticed = trio.current_time()
                         news = await trio.to_thread.run_sync(namespace.watch.foreign)
                         if news and namespace.applied:
+                            self._changed.setdefault(namespace.place, noticed)
                             where = title(namespace.place)
                             log.warning("capture-changed-by-others", place=where, what=", ".join(news))
                             if await self._try(namespace.place, namespace.apply, namespace.applied, True):
-                                took = round(trio.current_time() - noticed, 3)
-                                log.warning("capture-restored", place=where, not_captured_for_seconds=took)
+                                self._put_back(namespace.place)
                             else:
                                 log.error("capture-lost", place=where, why=self.problems[namespace.place])
                                 self._lost()
+
+    def _put_back(self, place: str) -> None:
+        """Say for how long others had changed the table, if they had."""
+        if (since := self._changed.pop(place, None)) is not None:
+            took = trio.current_time() - since
+            self.restored, self.not_captured = self.restored + 1, self.not_captured + took
+            log.warning("capture-restored", place=title(place), not_captured_for_seconds=round(took, 3))
 
     async def _watch_routes(self, namespace: Namespace) -> None:
         while True:
@@ -268,6 +281,7 @@ class Capture:
 
     def _leave(self, place: str) -> None:
         namespace = self._namespaces.pop(place)
+        self._changed.pop(place, None)
         if scope := self._watches.pop(place, None):
             scope.cancel()
         for spot in namespace.sockets:

@@ -264,6 +264,8 @@ class Topics:
             unnamed={"units": counters.unnamed.units, "containers": counters.unnamed.containers},
             over_budget=self.ledger.over_budget,
             gauges={**gauges, "connections": len(live), "tunnels": len(tunnels)},
+            restored=self.capture.restored,
+            not_captured=self.capture.not_captured,
             log_dropped=self.log_dropped(),
             records_dropped=self.ledger.dropped,
             worker_restarts=self.workers.restarts,

@@ -112,7 +112,8 @@ class TcpCounts:
 class Facts:
     """What else a scrape shows. `expiry` is unix time by identity, `standing` certificates by good, late and ended;
     `captured`, `bypassed` and `passed` are connections by workload, `unmeshed` packets by workload and what became of
-    them, `over_budget` connections by workload and direction. `held` are packets by what became of them, and `asked`
+    them, `over_budget` connections by workload and direction. `restored` tables were put back that others had changed,
+    with `not_captured` seconds until then, all together. `held` are packets by what became of them, and `asked`
     connections, of callers of the mesh that no rule knew; `unnamed` connections of such that passed, by whose."""
 
     expiry: Mapping[str, float] = field(default_factory=dict)
@@ -127,6 +128,8 @@ class Facts:
     unnamed: Mapping[str, int] = field(default_factory=dict)
     over_budget: Mapping[tuple[str, str], int] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
+    restored: int = 0
+    not_captured: float = 0.0
     log_dropped: int = 0
     records_dropped: int = 0
     worker_restarts: int = 0
@@ -237,6 +240,8 @@ def _own(facts: Facts) -> Iterable["Metric"]:
     yield held
     for name, text, total in (
         ("culvert_asked_connections", "Of cgroups no rule knew: held until the kernel had named them.", facts.asked),
+        ("culvert_tables_restored", "Tables of ours put back after others had changed them.", facts.restored),
+        ("culvert_not_captured_seconds", "Until they were: nothing was captured there.", facts.not_captured),
         ("culvert_access_log_dropped", "Access log lines lost: the log's sink was blocked.", facts.log_dropped),
         ("culvert_connection_records_dropped", "Records of closed connections lost by workers.", facts.records_dropped),
         ("culvert_worker_restarts", "Workers that died and were replaced.", facts.worker_restarts),

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from agent.lab.place import Place, create_cgroup, remove_cgroup
 from agent.lab.process import eventually
 from agent.lab.topology import Host, _addresses, _awaken
 from redirect.cgroup import mount_point
+from redirect.netlink import NETFILTER, Netlink
+from redirect.watch import GROUP, SUBSYSTEM
 from tests.netns.node import Pair, pair, soon, workload
 from tests.netns.traffic import dial
 
@@ -201,12 +204,42 @@ async def test_a_table_that_has_no_owner_is_restored(two: Pair) -> None:
     whole = ("chain out {", "chain from/shop/web", "redirect to :15006")
     assert await soon(lambda: _contains(two.rules(two.one.machine), whole), 10)
     assert "owner" not in await two.rules(two.one.machine)
-    await two.nft(two.one.machine, "flush", "ruleset")
+    with closing(two.one.machine.namespace.run(_news)) as news:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two.nft, two.one.machine, "flush", "ruleset")
+            without = await _without_table(news)
+    assert without < 1
     assert await soon(lambda: _contains(two.rules(two.one.machine), whole))
     said = two.one.process.output
     assert await eventually(lambda: "not_captured_for_seconds" in said()), said()  # told when it is done
     assert "capture-changed-by-others" in said()
+    (told,) = [json.loads(line) for line in said().splitlines() if '"capture-restored"' in line]
+    print("the kernel was without for", without, "and the agent says", told["not_captured_for_seconds"])
+    assert 0 < told["not_captured_for_seconds"] < 1
+    ran = await programs.run(Place(two.one.machine.namespace), programs.get("http://127.0.0.1:15020/metrics"))
+    assert "\nculvert_tables_restored_total 1.0\n" in ran.output.decode()
     assert await two.talk() == CAPTURED
+
+
+NEWTABLE, DELTABLE = 0, 2
+
+
+def _news() -> Netlink:
+    """What the kernel tells of the tables of this namespace."""
+    return Netlink(NETFILTER, groups=1 << (GROUP - 1))
+
+
+async def _without_table(news: Netlink) -> float:
+    """The seconds between the end of a table and the next one's beginning, by the kernel's own word."""
+    ended = None
+    with trio.fail_after(10):
+        while True:
+            await trio.lowlevel.wait_readable(news.fileno())
+            for frame in news.drain():
+                if frame.kind == SUBSYSTEM << 8 | DELTABLE:
+                    ended = trio.current_time()
+                elif frame.kind == SUBSYSTEM << 8 | NEWTABLE and ended is not None:
+                    return trio.current_time() - ended
 
 
 async def _contains(text: Awaitable[str], parts: tuple[str, ...]) -> bool:

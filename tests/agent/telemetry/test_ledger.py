@@ -148,6 +148,8 @@ def test_facts_of_our_own():
         asked=8,
         unnamed={"units": 10, "containers": 11},
         gauges={"connections": 3},
+        restored=3,
+        not_captured=0.25,
         log_dropped=2,
         worker_restarts=1,
         workers=1,
@@ -164,6 +166,8 @@ def test_facts_of_our_own():
     assert found["culvert_held_packets_total", (("fate", "waited"),)] == 5
     assert found["culvert_held_packets_total", (("fate", "refused"),)] == 6
     for name, amount in (
+        ("culvert_tables_restored_total", 3),
+        ("culvert_not_captured_seconds_total", 0.25),
         ("culvert_access_log_dropped_total", 2),
         ("culvert_asked_connections_total", 8),
         ("culvert_worker_restarts_total", 1),
