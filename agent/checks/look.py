@@ -58,7 +58,7 @@ def look(settings: AgentSettings, node: Node) -> list[Finding]:
     """Every precondition of this machine, as this process sees it."""
     checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("versions", lambda: kernel.versions(platform.release(), sys.version_info[:2], node.version)),
-        ("rights", lambda: rights.rights(_capabilities(), os.geteuid())),
+        ("rights", lambda: rights.rights(capabilities(), os.geteuid())),
         ("workers' user", lambda: clocks.account(_account_problem(settings), settings.worker_user)),
         ("mounts", _mounts),
         ("cgroups", lambda: kernel.cgroups(mount_point(), _watches())),
@@ -87,7 +87,8 @@ def _asked(name: str, check: Callable[[], Finding]) -> Finding:
         return Finding(name, "unknown", f"it cannot be looked at: {error}", "run `culvert check` as root")
 
 
-def _capabilities() -> int:
+def capabilities() -> int:
+    """Those that this process has, as a bit mask."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
 
@@ -102,7 +103,8 @@ def _account_problem(settings: AgentSettings) -> str:
 
 def _mounts() -> Finding:
     found = {name: os.access(f"{name}/{inside}", os.R_OK) for name, inside in (("/proc", "self/stat"), ("/sys", "."))}
-    read_only = [n for n, there in found.items() if there and os.statvfs(n).f_flag & os.ST_RDONLY]
+    places = [*(n for n, there in found.items() if there), *(["/proc/sys"] if os.path.exists("/proc/sys") else [])]
+    read_only = [n for n in places if os.statvfs(n).f_flag & os.ST_RDONLY]
     try:
         hidden = not os.listdir("/proc/1")
     except OSError:

@@ -12,7 +12,10 @@ NEEDED = {
     8: ("SETPCAP", "workers give their rights up"),
     5: ("KILL", "to end a worker"),
 }
-"""Numbers of linux/capability.h; without one of these there is no agent."""
+"""Numbers of linux/capability.h; an agent without one of these is none, or a poor one."""
+_ALWAYS, _WORKERS = (12, 13), (6, 7)
+"""Without the former nothing can be captured or carried, without the latter workers cannot become another user."""
+_REMEDY = "run it as root; in a container add these capabilities, in a unit CapabilityBoundingSet="
 WANTED = {
     21: ("SYS_ADMIN", "to enter network namespaces of workloads"),
     19: ("SYS_PTRACE", "to find namespaces and sockets of other users' processes"),
@@ -24,16 +27,21 @@ WANTED = {
 def rights(effective: int, uid: int) -> Finding:
     """`effective` are the capabilities as a bit mask."""
     if missing := _missing(effective, NEEDED):
-        who = "root" if uid == 0 else f"uid {uid}, not root"
-        return Finding(
-            "rights",
-            "fail",
-            f"{who}, and lacks {missing}",
-            "run it as root; in a container add these capabilities, in a unit CapabilityBoundingSet=",
-        )
+        return Finding("rights", "fail", f"{_who(uid)}, and lacks {missing}", _REMEDY)
     if missing := _missing(effective, WANTED):
         return Finding("rights", "warn", f"lacks {missing}", "add it to CapabilityBoundingSet=, or do without")
     return Finding("rights", "ok", "all capabilities that it takes")
+
+
+def refusal(effective: int, uid: int, worker: int) -> str:
+    """Why an agent whose workers are to be the user `worker` cannot run at all, and what to do; empty where it can."""
+    bits = _ALWAYS if worker == uid else (*_ALWAYS, *_WORKERS)
+    missing = _missing(effective, {bit: NEEDED[bit] for bit in bits})
+    return f"{_who(uid)}, and lacks {missing}; {_REMEDY}" if missing else ""
+
+
+def _who(uid: int) -> str:
+    return "root" if uid == 0 else f"uid {uid}, not root"
 
 
 def _missing(effective: int, wanted: Mapping[int, tuple[str, str]]) -> str:

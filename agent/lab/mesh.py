@@ -43,13 +43,15 @@ class CulvertError(Exception):
 
 @dataclass(slots=True)
 class Node:
-    """A machine with an agent. `directory` holds what would be in /var/lib and /run."""
+    """A machine with an agent. `directory` holds what would be in /var/lib and /run; `within` is a command that runs
+    the agent, and what is said to it, under conditions of its own: `("prlimit", "--nofile=200")`."""
 
     name: str
     machine: Machine
     directory: Path
     process: Process | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
 
     @property
     def env(self) -> dict[str, str]:
@@ -121,7 +123,7 @@ class RunningMesh:
     async def start_agent(self, node: Node) -> None:
         """Start the node's agent, and return when it takes tunnels."""
         place = Place(node.machine.namespace)
-        node.process = self.lab.start(node.name, place, [*_CULVERT, "agent", "run"], env=node.env)
+        node.process = self.lab.start(node.name, place, [*node.within, *_CULVERT, "agent", "run"], env=node.env)
         await node.process.listening(15008)
 
     async def operator(self, *arguments: str, stdin: str = "") -> str:
@@ -139,7 +141,8 @@ class RunningMesh:
 
     async def try_on(self, node: Node, *arguments: str) -> Ran:
         """Like `on`, for commands that may fail."""
-        return await programs.run(Place(node.machine.namespace), [*_CULVERT, *arguments], 30, env=node.env)
+        line = [*node.within, *_CULVERT, *arguments]
+        return await programs.run(Place(node.machine.namespace), line, 30, env=node.env)
 
     async def ask(self, node: Node, topic: str) -> Any:
         """What the agent of a node says to GET /v1/TOPIC, as `culvert TOPIC -o json` shows it."""

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import structlog
 import trio
 
-from agent.checks import CheckAnswer
-from agent.checks.look import Node, look
+from agent.checks import CheckAnswer, rights
+from agent.checks.look import Node, capabilities, look
 from agent.clock import CentreClock
 from agent.discovery.discovery import Discovery
 from agent.discovery.wanted import sources
@@ -82,6 +82,8 @@ class Supervisor:
         self.settings = settings
         self._version = version
         account = worker_account(settings.worker_user)
+        if lacking := rights.refusal(capabilities(), os.geteuid(), account[0]):
+            raise StartError(lacking)
         self._admin_socket = admin
         self.state = State(settings.state_dir, find_seal(settings.seal, os.environ))
         if sealed := self.state.seal_all():
