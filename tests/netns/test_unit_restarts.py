@@ -42,6 +42,7 @@ UNIT = """
 StartLimitIntervalSec=0
 [Service]
 Type=notify
+TimeoutStartSec=30
 # It is not to be what is slow where others keep the machine busy.
 Nice=-15
 ExecStart=/dial
@@ -72,7 +73,7 @@ spec: {node: far, serviceAccount: api, ports: [9191], match: {uid: 64102}}
 """
 
 SETTINGS = f"""#!/bin/sh
-here={HERE} marker={MARKER} port={PORT} restarts={RESTARTS} rate={RATE}
+here={HERE} marker={MARKER} port={PORT} restarts={RESTARTS} enough={RATE}
 """
 
 SCRIPT = r"""
@@ -98,7 +99,8 @@ for line in open("/out/rounds"):
 print(sum(rate >= $rate for rate in first.values()))
 COUNT
 }
-restart() {  # NAME COUNT: what the wire shows of so many restarts is in /out/NAME
+restart() {  # NAME COUNT RATE: what the wire shows of so many restarts is in /out/NAME
+    rate=$3
     /opt/culvert/bin/python $here/ear.py box $marker $port >"/out/$1" 2>/run/ear &
     ear=$!
     for _ in $(seq 100); do grep -q listening /run/ear && break; sleep 0.1; done
@@ -130,13 +132,14 @@ agent=$!
 nsenter --net=/run/netns/far setpriv --reuid 64102 --regid 64102 --clear-groups python3 -I /echo.py &
 server=$!
 culvert apply -f /mesh.yaml; settled
-restart captured $restarts
+culvert capture off
+restart control 2 0  # first, while no port is on its way out that the mesh has used
+culvert capture on; settled
+restart captured $restarts $enough
 nft list chain inet culvert unknown >/out/unknown
 culvert connections --last 1000 -o json >/out/connections
-culvert capture off
-restart control 2
 kill $server $agent; wait $agent
-journalctl --no-pager -u culvert-agent -u storm >/out/journal
+journalctl --no-pager -n 300 -u culvert-agent -u storm >/out/journal
 """
 
 
