@@ -78,7 +78,7 @@ async def test_envoy_understands_our_refusals(
     ("offset", "status", "verdict"),
     [(1, 503, Verdict.FAILED), (len(STATUSES) + 2, 404, Verdict.FAILED)]
     + [
-        (offset, status, Verdict.REFUSED if status in (400, 401, 403) else Verdict.FAILED)
+        (offset, status, Verdict.REFUSED if status in (400, 401, 403, 429) else Verdict.FAILED)
         for offset, status in enumerate(STATUSES, 2)
     ],
 )
