@@ -11,6 +11,7 @@ from redirect.names import (
     FROM,
     INTO,
     NEWCOMER,
+    OPEN_NEWCOMER,
     PASSED,
     PASSED_CONTAINERS,
     PASSED_UNITS,
@@ -100,7 +101,8 @@ def counted(totals: Totals) -> Counters:
         passed = packets(FROM + name, PASSED) + packets(INTO + name, PASSED)
         rest = [packets(UNMESHED_OF + name, comment) for comment in (UNMESHED, DNS, BLOCKED)]
         found[name] = Counts(packets(FROM + name, CAPTURED), bypassed, skipped, passed, *rest)
-    waited = packets(NEWCOMER, WAITS)
-    refused = all_packets(NEWCOMER) - waited + all_packets(STRAY)
+    waiting = packets(NEWCOMER, WAITS)
+    waited = waiting + packets(OPEN_NEWCOMER, WAITS)
+    refused = all_packets(NEWCOMER) - waiting + all_packets(STRAY)
     unnamed = Unnamed(all_packets(PASSED_UNITS), all_packets(PASSED_CONTAINERS))
     return Counters(found, Held(waited, refused, all_packets(UNKNOWN)), unnamed)

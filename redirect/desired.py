@@ -104,12 +104,14 @@ class Hold:
     for, each an address and the card that has it. `settled` are stations that have their own table by now: what still
     comes from there began in front of it, and is refused instead of left waiting.
 
-    Behind `open_bridges` all workloads fail open, and so do those of the addresses `open_inside`: nobody is stopped,
-    but whoever is not vouched for is counted while the agent is away."""
+    Behind `open_bridges` all workloads fail open, and so do those of the addresses `open_inside`: they are stopped only
+    while the agent is there, and whoever is not vouched for is counted while it is away. `attended` are stations whose
+    own table lets nothing out but then."""
 
     bridges: frozenset[str] = frozenset()
     vouched: frozenset[tuple[str, str]] = frozenset()
     settled: frozenset[tuple[str, str]] = frozenset()
+    attended: frozenset[tuple[str, str]] = frozenset()
     inside: frozenset[str] = frozenset()
     open_bridges: frozenset[str] = frozenset()
     open_inside: frozenset[str] = frozenset()
@@ -117,7 +119,12 @@ class Hold:
     @property
     def closed(self) -> "Hold":
         """The same where nothing may fail open."""
-        return Hold(self.bridges | self.open_bridges, self.vouched, self.settled, self.inside | self.open_inside)
+        return Hold(
+            self.bridges | self.open_bridges,
+            self.vouched - self.attended,
+            self.settled | self.attended,
+            inside=self.inside | self.open_inside,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ A container that starts has a namespace, an address and a link-layer address tha
 before the engine tells of it. So behind the bridges on which containers of workloads live the kernel is told whom it
 *need not* stop: stations known to be nobody's. Any other one's connections to the mesh wait: the packet that opens one
 is dropped, TCP sends it again after a second, and by then the namespace has its own table. While the agent is away
-nobody will make one, and they are refused; where all workloads behind a bridge fail open they pass then, and are
-counted. What does not go to the mesh is never touched.
+nobody will make one, and they are refused; where all workloads behind a bridge fail open they wait just as well while
+the agent is there, but pass while it is away, and are counted. What does not go to the mesh is never touched.
 
 A station is an address with its card, because engines lend the address of a container that ended to the next one.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from redirect.desired import Desired, Hold
 from redirect.names import (
+    ATTENDED,
     BRIDGES,
     HOLD,
     INBOUND,
@@ -22,6 +23,7 @@ from redirect.names import (
     NEWCOMER,
     OPEN_BRIDGES,
     OPEN_INSIDE,
+    OPEN_NEWCOMER,
     PASSED_CONTAINERS,
     SETTLED,
     STRAY,
@@ -68,6 +70,7 @@ def hold_sets(hold: Hold) -> Iterator[Set]:
             yield Set(name, Key.IFNAME, frozenset(map(interface_element, interfaces)))
     if hold.bridges or hold.open_bridges:
         yield from _by_key(VOUCHED, (station_element(*station) for station in hold.vouched))
+        yield from _by_key(ATTENDED, (station_element(*station) for station in hold.attended))
     if hold.bridges:
         yield from _by_key(SETTLED, (station_element(*station) for station in hold.settled))
     for names, addresses in ((INSIDE, hold.inside), (OPEN_INSIDE, hold.open_inside)):
@@ -83,15 +86,18 @@ def _by_key(names: dict[Key, str], elements: Iterable[tuple[Key, bytes]]) -> Ite
 
 def hold(desired: Desired) -> Iterator[Chain]:
     """The chain at the hook, behind the one that says whether the agent is there; and what becomes of who is held."""
-    if not desired.hold.bridges and not desired.hold.inside:
+    held = desired.hold
+    whose = tuple(_whose(held, desired.told))
+    if not whose:
         return
     refuse = tuple(_to_mesh(Count(), Reset(), comment="nobody makes it a table"))
-    wait = _to_mesh(PRESENT, Count(), Verdict(Code.DROP), comment=WAITS)
-    yield Chain(NEWCOMER, (*(wait if desired.told else ()), *refuse))
+    wait = tuple(_to_mesh(PRESENT, Count(), Verdict(Code.DROP), comment=WAITS))
+    if held.bridges or held.inside:
+        yield Chain(NEWCOMER, (*(wait if desired.told else ()), *refuse))
+    if held.open_bridges or held.open_inside:
+        yield Chain(OPEN_NEWCOMER, wait)
     yield Chain(STRAY, tuple(_to_mesh(Count(), Reset(), comment="older than its table")))
-    yield Chain(
-        HOLD, (*head(desired), *_whose(desired.hold)), Base("filter", Hook.PREROUTING, desired.marks.nat_priority)
-    )
+    yield Chain(HOLD, (*head(desired), *whose), Base("filter", Hook.PREROUTING, desired.marks.nat_priority))
 
 
 def _to_mesh(*statements: Statement, comment: str) -> Iterator[Rule]:
@@ -99,13 +105,22 @@ def _to_mesh(*statements: Statement, comment: str) -> Iterator[Rule]:
     yield towards_local_ports(*statements, comment=comment)
 
 
-def _whose(held: Hold) -> Iterator[Rule]:
-    stop = Verdict(Code.GOTO, NEWCOMER)
-    if held.inside:
-        yield from _out_of(INSIDE, stop)
+def _whose(held: Hold, told: bool) -> Iterator[Rule]:
+    stop, stop_if_there, stray = (Verdict(Code.GOTO, name) for name in (NEWCOMER, OPEN_NEWCOMER, STRAY))
+    for addresses, names, then in ((held.inside, INSIDE, stop), (held.open_inside, OPEN_INSIDE, stop_if_there)):
+        if addresses:
+            yield from _out_of(names, then)
+    here = [name for name, of in ((BRIDGES, held.bridges), (OPEN_BRIDGES, held.open_bridges)) if of]
+    if here:
+        yield rule(*(_not_behind(name) for name in here), Verdict(Code.RETURN))
+        if told:
+            yield from _stations(ATTENDED, PRESENT, stray)
+        yield from _stations(VOUCHED, Verdict(Code.RETURN))
     if held.bridges:
-        yield from _behind(BRIDGES)
-        yield from _stations(SETTLED, Verdict(Code.GOTO, STRAY))
+        yield from _stations(SETTLED, stray)
+    if held.open_bridges:
+        yield rule(*((_not_behind(BRIDGES),) if held.bridges else ()), stop_if_there)
+    if held.bridges:
         yield rule(stop)
 
 
@@ -118,14 +133,18 @@ def _out_of(names: dict[Key, str], then: Verdict) -> Iterator[Rule]:
 
 def _behind(name: str) -> Iterator[Rule]:
     """Only who comes from behind these bridges, and is not vouched for, gets past these rules."""
-    yield rule(Member((IIFNAME,), name, inside=False), Verdict(Code.RETURN))
+    yield rule(_not_behind(name), Verdict(Code.RETURN))
     yield from _stations(VOUCHED, Verdict(Code.RETURN))
 
 
-def _stations(names: dict[Key, str], then: Verdict) -> Iterator[Rule]:
+def _not_behind(name: str) -> Member:
+    return Member((IIFNAME,), name, inside=False)
+
+
+def _stations(names: dict[Key, str], *then: Statement) -> Iterator[Rule]:
     for family, address, key in ((IPV4, SADDR4, Key.STATION4), (IPV6, SADDR6, Key.STATION6)):
         station = Member((address, SADDR_LINK), names[key])
-        yield rule(Match(IIFTYPE, ETHERNET), Match(NFPROTO, family), station, then)
+        yield rule(Match(IIFTYPE, ETHERNET), Match(NFPROTO, family), station, *then)
 
 
 def arrived(held: Hold) -> Iterator[Rule]:

@@ -6,17 +6,18 @@ TABLE = "culvert"
 """The one table we own, family inet; without an agent, `nft delete table inet culvert` removes capture."""
 
 OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "borrow", "unknown"
-HOLD, NEWCOMER, STRAY = "hold", "newcomer", "stray"
-"""The chain that sees what comes from behind bridges and from namespaces, where that leads which is held, and what is
-refused."""
+HOLD, NEWCOMER, OPEN_NEWCOMER, STRAY = "hold", "newcomer", "open-newcomer", "stray"
+"""The chain that sees what comes from behind bridges and from namespaces, where that leads which is held, always or
+while the agent is there, and what is refused."""
 PASSED_UNITS, PASSED_CONTAINERS = "passed-units", "passed-containers"
 """The chains that count what passes while the agent is away and is no single workload's: of new cgroups, and out of
 network namespaces without a table."""
 WAITS = "waits for a table of its own"
-"""Comment of the rules of the newcomer's chain that drop; all others there, and the stray's, reset."""
+"""Comment of the rules of the newcomers' chains that drop; all others there, and the stray's, reset."""
 BRIDGES, OPEN_BRIDGES = "bridges", "open-bridges"
 VOUCHED = {Key.STATION4: "vouched4", Key.STATION6: "vouched6"}
 SETTLED = {Key.STATION4: "settled4", Key.STATION6: "settled6"}
+ATTENDED = {Key.STATION4: "attended4", Key.STATION6: "attended6"}
 INSIDE = {Key.ADDRESS4: "inside4", Key.ADDRESS6: "inside6"}
 OPEN_INSIDE = {Key.ADDRESS4: "open-inside4", Key.ADDRESS6: "open-inside6"}
 PRESENCE = "culvert-presence"

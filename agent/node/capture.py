@@ -92,11 +92,13 @@ class Capture:
 
     async def widen(self, tables: Mapping[str, Desired], held: Iterable[str]) -> set[str]:
         """Make it as `tables` say, and return the workloads that are captured. A workload without its listener is left
-        out, unless it is among `held`: who was captured before is refused rather than leaked."""
+        out, unless it is among `held`: who was captured before is refused rather than leaked. The machine's own comes
+        last: it holds back what fails open inside the others from the moment it is told that we are there, so that
+        they must have been told before."""
         held = frozenset(held)
         captured: set[str] = set()
         async with self._lock:
-            for place, desired in tables.items():
+            for place, desired in sorted(tables.items(), key=lambda row: row[0] == HOST):
                 if namespace := await self._entered(place):
                     captured |= await self._widen(namespace, desired, held)
                     self._left.discard(place)

@@ -271,6 +271,7 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
             old.hold.bridges & new.hold.bridges,
             old.hold.vouched | new.hold.vouched,
             new.hold.settled,
+            new.hold.attended,
             old.hold.inside & new.hold.inside,
             old.hold.open_bridges & new.hold.open_bridges,
             old.hold.open_inside & new.hold.open_inside,

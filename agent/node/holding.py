@@ -11,11 +11,11 @@ def hold(
     captured: Iterable[Local], bridges: Mapping[str, Iterable[str]], tenants: Tenants, ready: Collection[str]
 ) -> Hold:
     """`bridges` are those on which the container of each workload lives or lived last; `ready` the workloads whose own
-    namespace has its table now. Who fails open is not held for its own sake, but what then passes is counted where
-    nobody is held for another's.
+    namespace has its table now. Who fails open is held for its own sake only while the agent is there, and what passes
+    while it is away is counted where nobody is held for another's.
 
     What a setting lets out of a captured namespace, or what fails open, comes by here in clear and is right: it is
-    vouched for as long as the table inside stands.
+    vouched for as long as the table inside stands. The latter only while the agent is away.
     """
     own = {w.place: w for w in captured if w.place}
     closed, open_ = [w for w in own.values() if not w.open], [w for w in own.values() if w.open]
@@ -30,21 +30,24 @@ def hold(
     )
     if not behind and not behind_open:
         return Hold(inside=inside, open_inside=inside_open)
-    vouched, settled = set(tenants.others), set[Station]()
+    vouched, settled, attended = set(tenants.others), set[Station](), set[Station]()
     for place, stations in tenants.places.items():
         local = own.get(place)
         if local is None or (_lets_out(local) and local.workload in ready):
             vouched |= stations
+            attended |= stations if local and local.skip == Skip() else frozenset()
     for local in closed:
         if not _lets_out(local):
             # Of several in one namespace one is a workload: what its station sends is the workload's.
             stations = tenants.places.get(local.place, frozenset())
             vouched -= stations
+            attended -= stations
             settled |= stations if local.workload in ready else frozenset()
     return Hold(
         frozenset(behind),
         frozenset(vouched),
         frozenset(settled),
+        frozenset(attended),
         inside,
         frozenset(behind_open - behind),
         inside_open,

@@ -137,9 +137,13 @@ class Namespace:
         """Put the table into the kernel."""
         self.known = False
         self.doubt = ""
-        attended = self._attended(desired) if desired.asks else desired
-        self._look_back()
         try:
+            if desired.asks and self.place and self._bare():
+                # Once we are told of, the kernel tracks connections there, and one that it knew before there were rules
+                # for it is never captured any more.
+                self._kernel.apply(desired.untold)
+            attended = self._attended(desired) if desired.asks else desired
+            self._look_back()
             lacking = self._kernel.apply(attended, afresh)
         except ValueError as error:
             raise CaptureError(errno.EINVAL, f"the capture rules contradict each other: {error}") from error
@@ -148,6 +152,9 @@ class Namespace:
         if lacking:
             self.doubt = "; ".join(filter(None, (self.doubt, f"{UNTOLD}: {lacking}")))
         self.applied, self.known = desired, True
+
+    def _bare(self) -> bool:
+        return self.applied is None and self._kernel.held() is None
 
     def _attended(self, desired: Desired) -> Desired:
         """The kernel told that we are there. Where it cannot be told, nothing depends on it."""

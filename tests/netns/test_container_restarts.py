@@ -15,8 +15,10 @@ ROUNDS = 20
 NO_HOLD = {"CULVERT_AGENT_DISCOVERY_HOLD": "false"}
 
 
-async def test_restarts_of_a_container_leave_no_gap() -> None:
-    async with open_box() as box:
+@pytest.mark.parametrize("fail_mode", ["closed", "open"])
+async def test_restarts_of_a_container_leave_no_gap(fail_mode: str) -> None:
+    """Whatever becomes of it while the agent is away: here it is not."""
+    async with open_box(fail_mode) as box:
         said = total([await box.restart() for _ in range(ROUNDS)])
         print(said)
         with not_even_once():

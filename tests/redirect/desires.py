@@ -59,7 +59,10 @@ holds = st.builds(
     bridges=st.frozensets(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), max_size=3),
     vouched=st.frozensets(st.tuples(addresses, _cards), max_size=4),
     settled=st.frozensets(st.tuples(addresses, _cards), max_size=2),
+    attended=st.frozensets(st.tuples(addresses, _cards), max_size=2),
     inside=st.frozensets(addresses, max_size=3),
+    open_bridges=st.frozensets(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), max_size=2),
+    open_inside=st.frozensets(addresses, max_size=2),
 )
 
 

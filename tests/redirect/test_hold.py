@@ -4,8 +4,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -192,10 +192,6 @@ OPEN = Hold(open_bridges=frozenset({"boxes"}))
 def test_behind_a_bridge_where_all_fail_open_newcomers_pass_and_are_counted(scene: Scene, address: str) -> None:
     source = "fd99::5" if ":" in address else "10.99.0.5"
     scene.apply(OPEN)
-    scene.kernel.appear(MARKS)
-    assert scene.reached(address) == "far"  # until its table has come, as ever
-    assert scene.kernel.counters().unnamed == Unnamed()
-    scene.kernel.vanish()
     assert [scene.reached(address, port) for port in (80, 81)] == ["far", "far"]
     assert scene.kernel.counters().unnamed == Unnamed(containers=1)
     # Who is nobody's, or has a table that counts, is not counted here; nor what comes from elsewhere.
@@ -208,6 +204,48 @@ def test_behind_a_bridge_where_all_fail_open_newcomers_pass_and_are_counted(scen
     scene.apply(OPEN)
     assert scene.reached(here) == "inbound"
     assert scene.kernel.counters().unnamed == Unnamed(containers=1)
+
+
+@pytest.mark.parametrize("address", FAR)
+def test_while_the_agent_is_there_those_that_fail_open_wait_as_well(scene: Scene, address: str) -> None:
+    source = "fd99::5" if ":" in address else "10.99.0.5"
+    for held in (OPEN, Hold(open_inside=frozenset({"10.99.0.5", "fd99::5"}))):
+        before = scene.kernel.counters().held.waited
+        scene.apply(held)
+        scene.kernel.appear(MARKS)
+        assert scene.reached(address, 81) == "far"
+        with _waiting(scene, address) as said:
+            assert _soon(lambda before=before: scene.kernel.counters().held.waited > before)
+            scene.kernel.vanish()  # the agent goes: what waited for it passes when it is sent again
+        assert said == ["far"]
+    assert scene.kernel.counters().held.refused == 0
+    assert scene.kernel.counters().unnamed == Unnamed(containers=2)
+    # Whoever has its table comes here for one reason only while the agent is there: it began in front of that.
+    station = frozenset({(source, scene.card)})
+    scene.apply(replace(OPEN, vouched=station, attended=station))
+    assert scene.reached(address) == "far"
+    scene.kernel.appear(MARKS)
+    assert scene.reached(address) == REFUSED
+    assert scene.reached(address, 81) == "far"
+    assert scene.kernel.counters().held.refused == 1
+    assert scene.kernel.counters().unnamed == Unnamed(containers=2)
+
+
+def _soon(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return true()
+
+
+@contextmanager
+def _waiting(scene: Scene, address: str) -> Iterator[list[str]]:
+    """Somebody calls during the block; afterwards, whom it reached."""
+    said: list[str] = []
+    caller = threading.Thread(target=lambda: said.append(scene.reached(address)))
+    caller.start()
+    yield said
+    caller.join()
 
 
 @pytest.mark.parametrize("address", FAR)
@@ -227,12 +265,9 @@ def test_an_address_inside_that_fails_open_is_counted(scene: Scene, address: str
     scene.apply(Hold(open_inside=frozenset({"10.99.0.5", "fd99::5"})))
     assert [scene.reached(address, port) for port in (80, 81)] == ["far", "far"]
     scene.apply(Hold(open_inside=frozenset({"10.99.0.5", "fd99::5"})), open_elsewhere=True)
-    scene.kernel.appear(MARKS)
-    assert scene.reached(address) == "far"
     assert scene.kernel.counters().unnamed == Unnamed(containers=1)
     # The count stays when the namespace has got a table of its own.
     scene.apply(Hold(), open_elsewhere=True)
-    scene.kernel.vanish()
     assert scene.reached(address) == "far"
     assert scene.kernel.counters().unnamed == Unnamed(containers=1)
 
@@ -245,3 +280,6 @@ def test_where_the_kernel_cannot_be_told_of_the_agent_nobody_passes(scene: Scene
         scene.kernel.apply(desired.untold)
         assert scene.reached(FAR[0]) == REFUSED
         assert "ct label" not in nft(scene.node, "list", "table", "inet", "culvert")
+    station = frozenset({("10.99.0.5", scene.card)})
+    scene.kernel.apply(Desired((UNIT,), MESH, hold=replace(OPEN, vouched=station, attended=station)).untold)
+    assert scene.reached(FAR[0]) == REFUSED

@@ -48,13 +48,17 @@ def test_what_a_setting_lets_out_is_vouched_for_once_its_table_stands() -> None:
     assert hold([skipping], BRIDGES, lives(BOX), {"shop/box"}).settled == frozenset()
 
 
-def test_who_fails_open_is_not_held_for_its_own_sake() -> None:
-    """But counted, unless it has a table that does so."""
+def test_who_fails_open_is_held_only_while_the_agent_is_there() -> None:
+    """And counted while it is not, unless it has a table that does so."""
     open_bridges = frozenset({"podman0"})
     alone = [local("box", open=True)]
     assert hold(alone, BRIDGES, lives(BOX), {"shop/box"}) == Hold(
-        vouched=frozenset({BOX, OTHER}), open_bridges=open_bridges
+        vouched=frozenset({BOX, OTHER}), attended=frozenset({BOX}), open_bridges=open_bridges
     )
+    # What a skip lets out comes by here at any time.
+    skipping = [local("box", open=True, skip=Skip(ports=(3306,)))]
+    assert hold(skipping, BRIDGES, lives(BOX), {"shop/box"}).attended == frozenset()
+    assert hold([local("box", skip=Skip(ports=(3306,)))], BRIDGES, lives(BOX), {"shop/box"}).attended == frozenset()
     assert hold(alone, BRIDGES, lives(BOX), ()) == Hold(vouched=frozenset({OTHER}), open_bridges=open_bridges)
     elsewhere = [*alone, local("beside", "/links/beside")]
     found = hold(elsewhere, {**BRIDGES, "shop/beside": ("podman1",)}, lives(BOX), ())
