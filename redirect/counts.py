@@ -15,6 +15,7 @@ from redirect.names import (
     PASSED,
     PASSED_CONTAINERS,
     PASSED_UNITS,
+    SHELTER,
     SKIPPED,
     STRAY,
     UNKNOWN,
@@ -49,11 +50,13 @@ class Counts:
 class Held:
     """Attempts to connect to the mesh by somebody whom no rule knew. Packets that came out of a network namespace for
     which nobody had made a table (see `redirect.hold`): `waited` ones were dropped, and TCP sends them again; `refused`
-    ones were reset. Connections of new cgroups that were `asked` about (see `redirect.unknown`)."""
+    ones were reset. Connections of new cgroups that were `asked` about (see `redirect.unknown`). And attempts to reach
+    a workload in another namespace that were refused while the agent was away: `sheltered` (see `redirect.shelter`)."""
 
     waited: int = 0
     refused: int = 0
     asked: int = 0
+    sheltered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,12 @@ class Counters:
         unnamed, also = self.unnamed, other.unnamed
         return Counters(
             {**self.workloads, **other.workloads},
-            Held(held.waited + more.waited, held.refused + more.refused, held.asked + more.asked),
+            Held(
+                held.waited + more.waited,
+                held.refused + more.refused,
+                held.asked + more.asked,
+                held.sheltered + more.sheltered,
+            ),
             Unnamed(unnamed.units + also.units, unnamed.containers + also.containers),
         )
 
@@ -105,4 +113,4 @@ def counted(totals: Totals) -> Counters:
     waited = waiting + packets(OPEN_NEWCOMER, WAITS)
     refused = all_packets(NEWCOMER) - waiting + all_packets(STRAY)
     unnamed = Unnamed(all_packets(PASSED_UNITS), all_packets(PASSED_CONTAINERS))
-    return Counters(found, Held(waited, refused, all_packets(UNKNOWN)), unnamed)
+    return Counters(found, Held(waited, refused, all_packets(UNKNOWN), all_packets(SHELTER)), unnamed)

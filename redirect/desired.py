@@ -98,6 +98,20 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
+class Shelter:
+    """Plaintext for workloads in other namespaces that is refused here while the agent is away: a namespace that was
+    made anew meanwhile has no table that would. That to the (address, port) pairs in `endpoints`, and that to a
+    container behind a bridge at one of the ports in `behind`, (bridge, port) pairs, whatever its address by now: unless
+    that is one of `neighbours`, who are known to be none of those workloads, or it goes to one of `let_in`, (address,
+    port) pairs at which plaintext may arrive for a workload."""
+
+    endpoints: frozenset[tuple[str, int]] = frozenset()
+    behind: frozenset[tuple[str, int]] = frozenset()
+    neighbours: frozenset[str] = frozenset()
+    let_in: frozenset[tuple[str, int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """Whose connections to the mesh are stopped here, because they should have been captured in a namespace of their
     own: those of the addresses `inside`, and of everybody behind the interfaces `bridges` but the stations `vouched`
@@ -106,7 +120,7 @@ class Hold:
 
     Behind `open_bridges` all workloads fail open, and so do those of the addresses `open_inside`: they are stopped only
     while the agent is there, and whoever is not vouched for is counted while it is away. `attended` are stations whose
-    own table lets nothing out but then."""
+    own table lets nothing out but then. `shelter` is about what goes there."""
 
     bridges: frozenset[str] = frozenset()
     vouched: frozenset[tuple[str, str]] = frozenset()
@@ -115,10 +129,11 @@ class Hold:
     inside: frozenset[str] = frozenset()
     open_bridges: frozenset[str] = frozenset()
     open_inside: frozenset[str] = frozenset()
+    shelter: Shelter = Shelter()
 
     @property
     def closed(self) -> "Hold":
-        """The same where nothing may fail open."""
+        """The same where nothing may fail open, and nobody knows when the agent is away."""
         return Hold(
             self.bridges | self.open_bridges,
             self.vouched - self.attended,

@@ -69,16 +69,17 @@ def hold_sets(hold: Hold) -> Iterator[Set]:
         if interfaces:
             yield Set(name, Key.IFNAME, frozenset(map(interface_element, interfaces)))
     if hold.bridges or hold.open_bridges:
-        yield from _by_key(VOUCHED, (station_element(*station) for station in hold.vouched))
-        yield from _by_key(ATTENDED, (station_element(*station) for station in hold.attended))
+        yield from by_key(VOUCHED, (station_element(*station) for station in hold.vouched))
+        yield from by_key(ATTENDED, (station_element(*station) for station in hold.attended))
     if hold.bridges:
-        yield from _by_key(SETTLED, (station_element(*station) for station in hold.settled))
+        yield from by_key(SETTLED, (station_element(*station) for station in hold.settled))
     for names, addresses in ((INSIDE, hold.inside), (OPEN_INSIDE, hold.open_inside)):
         if addresses:
-            yield from _by_key(names, map(address_element, addresses))
+            yield from by_key(names, map(address_element, addresses))
 
 
-def _by_key(names: dict[Key, str], elements: Iterable[tuple[Key, bytes]]) -> Iterator[Set]:
+def by_key(names: dict[Key, str], elements: Iterable[tuple[Key, bytes]]) -> Iterator[Set]:
+    """The elements as the sets of these names, one for each kind."""
     found = list(elements)
     for key, name in names.items():
         yield Set(name, key, frozenset(element for k, element in found if k is key))

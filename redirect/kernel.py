@@ -41,6 +41,7 @@ from redirect.plan import plan
 from redirect.presence import presence
 from redirect.route_watch import RouteWatch
 from redirect.ruleset import Chain, Count, Group, Rule, Ruleset, Set, VerdictMap, endpoint_sets
+from redirect.shelter import shelter_sets
 from redirect.transition import transition
 from redirect.unknown import parent_sets
 from redirect.watch import ROOM, SUBSYSTEM, Watch
@@ -376,7 +377,7 @@ class Kernel:
 def _element_sets(of: Desired, than: Desired) -> tuple[Set, ...]:
     """The sets of `of` in which it may differ from `than`, with the addresses that both have left out."""
     mesh = frozenset() if of.mesh is than.mesh else of.mesh - than.mesh
-    return (*endpoint_sets(MESH, mesh), *parent_sets(of.asked), *hold_sets(of.hold))
+    return (*endpoint_sets(MESH, mesh), *parent_sets(of.asked), *hold_sets(of.hold), *shelter_sets(of.hold.shelter))
 
 
 def _header() -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from redirect.desired import Desired
+from redirect.desired import Desired, Marks
 from redirect.names import SPARED, TRIAL
 from redirect.ruleset import (
     DADDR4,
@@ -14,7 +14,9 @@ from redirect.ruleset import (
     IPV6,
     L4PROTO,
     LOCAL,
+    MARK,
     NFPROTO,
+    SKUID,
     SYN,
     TCP,
     TCP_FLAGS,
@@ -56,6 +58,14 @@ def head(desired: Desired) -> tuple[Rule, ...]:
         rule(IS_TCP, Member((DPORT,), "never"), accept),
         *((logins,) if desired.login_ports else ()),
         *(towards(SPARED, accept, comment="the centre") if desired.spared else ()),
+    )
+
+
+def agents_own(marks: Marks) -> tuple[Rule, ...]:
+    """What the agent sends is left alone. A mark alone exempts nobody: containers may set marks, but not our uid."""
+    return tuple(
+        rule(Match(MARK, mark, marks.mask), Member((SKUID,), "agents"), Verdict(Code.ACCEPT), comment="the agent's own")
+        for mark in (marks.agent, marks.spoof)
     )
 
 

@@ -12,19 +12,15 @@ from redirect.desired import Desired
 from redirect.guards import borrow, guard
 from redirect.hold import arrived, hold, hold_sets, passed_containers
 from redirect.names import FROM, INBOUND, MESH, OUT, PRE, SERVES, SPARED, TABLE, TRIAL
-from redirect.phrases import head, rule
+from redirect.phrases import agents_own, head, rule
 from redirect.recognise import dispatch, dispatch_maps
 from redirect.ruleset import (
-    MARK,
-    SKUID,
     TCP,
     Base,
     Chain,
     Code,
     Hook,
     Key,
-    Match,
-    Member,
     Ruleset,
     Set,
     Verdict,
@@ -32,6 +28,7 @@ from redirect.ruleset import (
     endpoint_sets,
     numbers,
 )
+from redirect.shelter import shelter, shelter_sets
 from redirect.skips import openings, skip_sets
 from redirect.unknown import let_by, parent_sets, passed_units, unknown
 from redirect.unmeshed import unmeshed, unmeshed_maps
@@ -59,6 +56,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             *(each for capture in desired.captures for each in skip_sets(capture)),
             *parent_sets(desired.asked),
             *hold_sets(desired.hold),
+            *shelter_sets(desired.hold.shelter),
         ),
         maps=(*maps, *rest),
         chains=(
@@ -72,6 +70,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             borrow(desired.marks),
             *unmeshed(desired, rest),
             *hold(desired),
+            *shelter(desired),
             *passed_units(desired),
             *passed_containers(desired),
         ),
@@ -96,16 +95,11 @@ def _pre(desired: Desired) -> Chain:
 
 
 def _out(desired: Desired, maps: tuple[VerdictMap, ...]) -> Chain:
-    """Connections made on this machine. A mark alone exempts nobody: containers may set marks, but not our uid."""
-    marks = desired.marks
-    own = (
-        rule(Match(MARK, mark, marks.mask), Member((SKUID,), "agents"), Verdict(Code.ACCEPT), comment="the agent's own")
-        for mark in (marks.agent, marks.spoof)
-    )
+    """Connections made on this machine."""
     everything = (rule(Verdict(Code.GOTO, FROM + c.workload)) for c in desired.captures if c.recognise.everything)
     whose = (*dispatch(maps, desired.asked), *everything, *let_by(desired))
     return Chain(
         OUT,
-        (*head(desired), *own, *whose, rule(Verdict(Code.GOTO, INBOUND))),
-        Base("nat", Hook.OUTPUT, marks.nat_priority),
+        (*head(desired), *agents_own(desired.marks), *whose, rule(Verdict(Code.GOTO, INBOUND))),
+        Base("nat", Hook.OUTPUT, desired.marks.nat_priority),
     )

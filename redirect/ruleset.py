@@ -53,6 +53,7 @@ L4PROTO = Field("meta", 16, 1, "meta l4proto")
 IIF = Field("meta", 4, 4, "iif")
 IIFTYPE = Field("meta", 8, 2, "meta iiftype")
 IIFNAME = Field("meta", 6, 16, "iifname", big=True)
+OIFNAME = Field("meta", 7, 16, "oifname", big=True)
 SADDR_LINK = Field("link", 6, 6, "ether saddr", big=True)
 SADDR4 = Field("network", 12, 4, "ip saddr", big=True)
 DADDR4 = Field("network", 16, 4, "ip daddr", big=True)
@@ -76,6 +77,7 @@ PLAIN_FIELDS = (
         IIF,
         IIFTYPE,
         IIFNAME,
+        OIFNAME,
         SADDR_LINK,
         SADDR4,
         DADDR4,
@@ -112,6 +114,7 @@ class Key(enum.Enum):
     STATION4 = ("ipv4_addr . ether_addr", 7 << 6 | 9, 12)
     STATION6 = ("ipv6_addr . ether_addr", 8 << 6 | 9, 24)
     IFNAME = ("ifname", 41, 16)
+    DOOR = ("ifname . inet_service", 41 << 6 | 13, 20)
     PASSING = ("inet_proto", 12, 1, "timeout")
 
     @property
@@ -145,8 +148,9 @@ class Key(enum.Enum):
         """An element as people read it."""
         if self.ranges:
             return _show_range(element[: self.width], element[self.width :])
-        if self is Key.IFNAME:
-            return f'"{element.rstrip(bytes(1)).decode(errors="replace")}"'
+        if self in (Key.IFNAME, Key.DOOR):
+            name = f'"{element[:16].rstrip(bytes(1)).decode(errors="replace")}"'
+            return name if self is Key.IFNAME else f"{name} . {int.from_bytes(element[16:18], 'big')}"
         if self in (Key.ADDRESS4, Key.ENDPOINT4, Key.STATION4):
             address = inet_ntop(AF_INET, element[:4])
         elif self in (Key.ADDRESS6, Key.ENDPOINT6, Key.STATION6):
@@ -196,6 +200,11 @@ def station_element(address: str, card: str) -> tuple[Key, bytes]:
 def interface_element(name: str) -> bytes:
     """The element of a set of interfaces."""
     return name.encode().ljust(Key.IFNAME.width, b"\0")
+
+
+def door_element(interface: str, port: int) -> bytes:
+    """The element of a set of ports behind interfaces."""
+    return interface_element(interface) + port.to_bytes(2, "big") + bytes(2)
 
 
 def network_elements(networks: Iterable[str]) -> dict[Key, frozenset[bytes]]:
@@ -320,6 +329,7 @@ class Hook(enum.IntEnum):
 
     PREROUTING = 0
     INPUT = 1
+    FORWARD = 2
     OUTPUT = 3
 
 

@@ -86,6 +86,8 @@ def _held(held: HeldRow) -> Iterator[str]:
         yield f"held until known: {held.waited} packets of new containers"
     if held.refused:
         yield f"refused: {held.refused} packets of containers that had no rules"
+    if held.sheltered:
+        yield f"refused while the agent was away: {held.sheltered} packets for containers and other namespaces"
     if held.asked:
         yield f"held until known: {held.asked} connections of new cgroups"
 

@@ -20,7 +20,7 @@ from ca.resources.capture import FailMode
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
 from redirect.cgroup import relative
-from redirect.desired import Capture, Desired, Hold, Opening, Parent, Recognise, Rest, Skip
+from redirect.desired import Capture, Desired, Hold, Opening, Parent, Recognise, Rest, Shelter, Skip
 from redirect.namespace import namespace_path
 
 HOST = ""
@@ -275,6 +275,12 @@ def common(old: Desired, new: Desired | None) -> Desired | None:
             old.hold.inside & new.hold.inside,
             old.hold.open_bridges & new.hold.open_bridges,
             old.hold.open_inside & new.hold.open_inside,
+            Shelter(
+                old.hold.shelter.endpoints & new.hold.shelter.endpoints,
+                old.hold.shelter.behind & new.hold.shelter.behind,
+                old.hold.shelter.neighbours | new.hold.shelter.neighbours,
+                old.hold.shelter.let_in | new.hold.shelter.let_in,
+            ),
         ),
     )
 

@@ -1,10 +1,12 @@
-"""What of other namespaces the machine's own table holds back: see `redirect.hold`. Pure."""
+"""What the machine's own table holds back of what other namespaces send, and refuses of what is sent to them: see
+`redirect.hold` and `redirect.shelter`. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import product
 
 from agent.discovery.tenants import Station, Tenants
 from agent.node.enrolment import Local
-from redirect.desired import Hold, Skip
+from redirect.desired import Hold, Shelter, Skip
 
 
 def hold(
@@ -28,8 +30,9 @@ def hold(
         )
         for some in (closed, open_)
     )
+    sheltered = shelter(own.values(), bridges, tenants)
     if not behind and not behind_open:
-        return Hold(inside=inside, open_inside=inside_open)
+        return Hold(inside=inside, open_inside=inside_open, shelter=sheltered)
     vouched, settled, attended = set(tenants.others), set[Station](), set[Station]()
     for place, stations in tenants.places.items():
         local = own.get(place)
@@ -51,7 +54,33 @@ def hold(
         inside,
         frozenset(behind_open - behind),
         inside_open,
+        sheltered,
     )
+
+
+def shelter(own: Iterable[Local], bridges: Mapping[str, Iterable[str]], tenants: Tenants) -> Shelter:
+    """Where nobody is let in while the agent is away: `own` are the workloads in namespaces of their own. Where a
+    setting lets in some callers by their address, all are: it holds only where no policy would refuse anybody."""
+    endpoints, behind, let_in = set[tuple[str, int]](), set[tuple[str, int]](), set[tuple[str, int]]()
+    theirs = set[str]()
+    for local in own:
+        addresses = {a for a, _ in tenants.places.get(local.place, ())} | {a for a in (local.address,) if a}
+        ports = {port for _, port in local.serves} - _lets_in(local)
+        endpoints.update(product(addresses, ports))
+        behind.update(product(bridges.get(local.workload, ()), ports))
+        let_in.update(product(addresses, _lets_in(local)))
+        theirs |= addresses if ports else set()
+    if not behind:
+        return Shelter(frozenset(endpoints))
+    everybody = {a for stations in (tenants.others, *tenants.places.values()) for a, _ in stations}
+    return Shelter(
+        frozenset(endpoints), frozenset(behind), frozenset(everybody - theirs), frozenset(let_in - endpoints)
+    )
+
+
+def _lets_in(local: Local) -> frozenset[int]:
+    opening = local.opening
+    return frozenset((*opening.everyone, *(opening.ports if opening.networks else ()), *local.open_ports))
 
 
 def lodgings(

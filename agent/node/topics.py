@@ -208,7 +208,8 @@ class Topics:
                 )
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
         problems = [text for texts in self.capture.problems.values() for text in texts]
-        held = HeldRow(counters.held.waited, counters.held.refused, counters.held.asked)
+        of = counters.held
+        held = HeldRow(of.waited, of.refused, of.asked, of.sheltered)
         unnamed = UnnamedRow(counters.unnamed.units, counters.unnamed.containers)
         left = self.activation.switched.left
         return CaptureAnswer(not self.activation.off, rows, places, problems, left, held, unnamed)
@@ -259,7 +260,11 @@ class Topics:
             bypassed={w: c.bypassed for w, c in counts.items()},
             passed={w: c.passed for w, c in counts.items() if c.passed},
             unmeshed={w: {"allowed": c.unmeshed, "dns": c.dns, "blocked": c.blocked} for w, c in counts.items()},
-            held={"waited": counters.held.waited, "refused": counters.held.refused},
+            held={
+                "waited": counters.held.waited,
+                "refused": counters.held.refused,
+                "sheltered": counters.held.sheltered,
+            },
             asked=counters.held.asked,
             unnamed={"units": counters.unnamed.units, "containers": counters.unnamed.containers},
             over_budget=self.ledger.over_budget,

@@ -232,7 +232,8 @@ def _own(facts: Facts) -> Iterable["Metric"]:
     yield packets
     held = CounterMetricFamily(
         "culvert_held_packets",
-        "Calls of the mesh out of network namespaces that have no rules yet: held until they have, or refused.",
+        "Calls of the mesh out of network namespaces without rules: held until they have some, or refused; "
+        "sheltered: calls of workloads in such namespaces, refused while the agent was away.",
         labels=["fate"],
     )
     for fate, count in facts.held.items():

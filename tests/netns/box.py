@@ -8,13 +8,16 @@ from pathlib import Path
 
 import trio
 
+from agent.lab import programs
 from agent.lab.place import Place
 from agent.lab.sniffer import Sniffer, sniff
-from tests.agent.discovery.podman import Podman, podman
+from tests.agent.discovery.podman import Failed, Podman, podman
 from tests.netns.node import API, Pair, pair, soon, workload
 from tests.netns.traffic import echo, serving
 
 PORT = 9191
+SERVED, STRANGER = 7001, 64999
+GREETING = "hello"
 MARKER = "restarted-containers-say-this-in-confidence"
 MAY = '{{"kind": "Node", "metadata": {{"name": "{}"}}, "spec": {{"discovery": {}}}}}'
 SUBNET = "10.77.2.0/24"
@@ -53,7 +56,8 @@ class Box:
     async def run(self, name: str = "box", attempts: int = 60, **marks: str) -> dict[str, int]:
         """Start a container; what became of its attempts."""
         where = (f"--network={self.network}", f"--volume={self.out}:/out", "--tmpfs=/tmp")
-        command = ("sh", "-c", self._script(attempts) + "sleep 1000")
+        serve = f"exec nc -ll -p {SERVED} -e /bin/busybox echo {GREETING}"
+        command = ("sh", "-c", self._script(attempts) + serve)
         await self._engine(lambda: self.engine.run(name, *where, command=command, **marks))
         return await self.told()
 
@@ -79,6 +83,31 @@ class Box:
 
     async def _engine(self, call: Callable[[], object]) -> None:
         await trio.to_thread.run_sync(call)
+
+    async def served(self) -> bool:
+        """Whether its program serves, as itself sees it, or does soon."""
+
+        async def there() -> bool:
+            words = ("exec", "box", "/bin/busybox", "nc", "-w", "5", "127.0.0.1", str(SERVED))
+            try:
+                return await trio.to_thread.run_sync(lambda: self.engine(*words)) == GREETING
+            except Failed:
+                return False
+
+        return await soon(there, 20)
+
+    async def heard(self) -> tuple[str, str]:
+        """What the container says to a stranger, on machine two and on its own."""
+        found = await trio.to_thread.run_sync(lambda: json.loads(self.engine("inspect", "box")))
+        (at,) = found[0]["NetworkSettings"]["Networks"].values()
+        heard = []
+        for node in (self.two.two, self.two.one):
+            ran = await programs.run(
+                Place(node.machine.namespace, STRANGER), programs.hear(at["IPAddress"], SERVED, ""), 10
+            )
+            assert ran.ok or "refused" in ran.errors or "reset" in ran.errors, ran.errors
+            heard.append(ran.output.decode().strip())
+        return heard[0], heard[1]
 
     async def told(self) -> dict[str, int]:
         """What the next container has to say."""
@@ -117,9 +146,9 @@ def total(said: list[dict[str, int]]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def open_box(fail_mode: str = "closed", **settings: str) -> AsyncIterator[Box]:
+async def open_box(fail_mode: str = "closed", *, serves: bool = False, **settings: str) -> AsyncIterator[Box]:
     """The machine and its engine, with the right to register containers, and the container `box`, enrolled and
-    captured; `settings` are further ones of the machine's agent."""
+    captured, `serves` says whether also at its port; `settings` are further ones of the machine's agent."""
     async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
         with podman(tuple(Place(two.one.machine.namespace).command([]))) as engine, engine.network(SUBNET) as network:
             await trio.to_thread.run_sync(engine.serve)
@@ -136,7 +165,8 @@ async def open_box(fail_mode: str = "closed", **settings: str) -> AsyncIterator[
             out.mkdir()
             async with serving(Place(two.two.machine.namespace, API), two.two.machine.address, PORT, echo):
                 made = Box(two, engine, network, sniffer, out)
-                said = await made.run(namespace="found", labels="mesh=on", fail_mode=fail_mode)
+                ports = {"ports": str(SERVED)} if serves else {}
+                said = await made.run(namespace="found", labels="mesh=on", fail_mode=fail_mode, **ports)
                 assert said["carried"] + said["refused"] == said["attempted"], said
                 assert await made.captured()
                 sniffer.restart(MARKER.encode())

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from agent.discovery.containers import LINGER
-from tests.netns.box import MARKER, open_box, total
+from tests.netns.box import GREETING, MARKER, open_box, total
 from tests.promises import not_even_once
 
 pytestmark = pytest.mark.slow
@@ -116,8 +116,40 @@ async def test_neighbours_on_the_bridge_go_on_in_clear() -> None:
         assert (await box.again("stranger"))["carried"] == 10
 
 
+async def test_a_stranger_does_not_reach_one_that_restarted_while_the_agent_is_away() -> None:
+    async with open_box(serves=True) as box:
+        two, process = box.two, box.two.one.process
+        assert await box.heard() == (GREETING, GREETING)
+        assert process
+        await process.kill()
+        assert await box.heard() == ("", "")
+        await box.restart()
+        assert await box.served()
+        with not_even_once():
+            assert await box.heard() == ("", "")
+        await two.mesh.start_agent(two.one)
+        assert await box.captured()
+        assert await box.heard() == (GREETING, GREETING)
+        held = (await two.ask(two.one, "capture"))["held"]
+        assert held["sheltered"] == 4
+        ran = await two.mesh.try_on(two.one, "capture", "status")
+        assert "refused while the agent was away: 4 packets for containers and other namespaces" in ran.errors
+
+
+async def test_a_stranger_reaches_one_that_fails_open() -> None:
+    async with open_box("open", serves=True) as box:
+        process = box.two.one.process
+        assert await box.heard() == (GREETING, GREETING)
+        assert process
+        await process.kill()
+        assert await box.heard() == (GREETING, GREETING)
+        await box.restart()
+        assert await box.served()
+        assert await box.heard() == (GREETING, GREETING)
+
+
 async def test_the_boot_guard_holds_containers_before_there_is_an_agent() -> None:
-    async with open_box() as box:
+    async with open_box(serves=True) as box:
         process, machine = box.two.one.process, box.two.one.machine
         assert process
         await process.kill()
@@ -125,8 +157,10 @@ async def test_the_boot_guard_holds_containers_before_there_is_an_agent() -> Non
         said = await box.two.mesh.on(box.two.one, "capture", "guard")
         print(said)
         assert await box.restart() == {"attempted": 60, "carried": 0, "refused": 60}
+        assert await box.served()
         with not_even_once():
             assert box.seen() == (0, 0)
+            assert await box.heard() == ("", "")
         await box.two.mesh.start_agent(box.two.one)
         assert await box.captured()
         said = await box.restart()

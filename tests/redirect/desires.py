@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
-from redirect.desired import Capture, Desired, Hold, Marks, Opening, Parent, Recognise, Rest, Skip
+from redirect.desired import Capture, Desired, Hold, Marks, Opening, Parent, Recognise, Rest, Shelter, Skip
 
 addresses = st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(str)
 ports = st.integers(1, 65535)
@@ -63,6 +63,13 @@ holds = st.builds(
     inside=st.frozensets(addresses, max_size=3),
     open_bridges=st.frozensets(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), max_size=2),
     open_inside=st.frozensets(addresses, max_size=2),
+    shelter=st.builds(
+        Shelter,
+        endpoints=st.frozensets(pairs, max_size=3),
+        behind=st.frozensets(st.tuples(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), ports), max_size=3),
+        neighbours=st.frozensets(addresses, max_size=2),
+        let_in=st.frozensets(pairs, max_size=2),
+    ),
 )
 
 

@@ -5,70 +5,18 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from redirect.counts import Held, Unnamed
-from redirect.desired import Capture, Desired, Hold, Recognise
-from redirect.kernel import Kernel
+from redirect.desired import Desired, Hold
 from redirect.namespace import in_namespace
-from tests.redirect.conftest import Wire, namespace
-from tests.redirect.traffic import MARKS, REFUSED, Server, ip, nft, reached, tcp_pair
+from tests.redirect.conftest import FAR, MESH, UNIT, Scene
+from tests.redirect.traffic import MARKS, REFUSED, Server, nft, reached, tcp_pair
 
-FAR = ["10.77.0.9", "fd77::9"]
-MESH = frozenset((address, 80) for address in (*FAR, "10.77.0.1", "fd77::1"))
-UNIT = Capture("shop/unit", Recognise(uid=1), 15101, (("10.77.0.1", 80), ("fd77::1", 80)), shares_address=True)
 BRIDGE = Hold(bridges=frozenset({"boxes"}))
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A container behind the node's bridge, whose addresses end in .5."""
-
-    node: str
-    far: str
-    box: str
-    kernel: Kernel
-    card: str
-
-    def reached(self, address: str, port: int = 80) -> str:
-        return reached(self.box, address, port)
-
-    def apply(self, hold: Hold, **rest: object) -> None:
-        desired = replace(Desired((UNIT,), MESH, hold=hold), **rest)  # type: ignore[arg-type] # some of its fields
-        self.kernel.apply(desired)
-        assert self.kernel.differences(desired) == []
-
-
-@pytest.fixture
-def scene(wire: Wire, kernel: Kernel) -> Iterator[Scene]:
-    node = wire.node
-    with namespace() as box, ExitStack() as stack:
-        ip(node, "link", "add", "boxes", "type", "bridge")
-        ip(node, "link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", box)
-        ip(node, "link", "set", "veth0", "master", "boxes", "up")
-        for where, card, host in ((node, "boxes", 1), (box, "eth0", 5)):
-            ip(where, "addr", "add", f"10.99.0.{host}/24", "dev", card)
-            ip(where, "addr", "add", f"fd99::{host}/64", "dev", card, "nodad")
-            ip(where, "link", "set", card, "up")
-        for gateway, network in (("10.99.0.1", "10.99.0.0/24"), ("fd99::1", "fd99::/64")):
-            ip(box, "route", "add", "default", "via", gateway)
-            ip(wire.far, "route", "add", network, "via", "fd77::1" if ":" in network else "10.77.0.1")
-        in_namespace(node, _forward)
-        for address in ("0.0.0.0", "::"):
-            for port in (80, 81):
-                stack.enter_context(Server(wire.far, "far", address, port))
-            stack.enter_context(Server(node, "inbound", address, 15006, MARKS.agent))
-        card = ip(box, "-br", "link", "show", "eth0").split()[2]
-        yield Scene(node, wire.far, box, kernel, card)
-
-
-def _forward() -> None:
-    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        with open(f"/proc/sys/net/{name}", "w") as file:
-            file.write("1")
 
 
 @pytest.mark.parametrize("address", FAR)

@@ -11,7 +11,7 @@ from agent.node.state import Membership, State
 from agent.node.view import MeshView
 from agent.settings import AgentSettings
 from ca.resources.workload import Match
-from redirect.desired import Capture, Desired, Hold, Recognise
+from redirect.desired import Capture, Desired, Hold, Recognise, Shelter
 from redirect.kernel import Kernel
 from redirect.netlink import CaptureError
 from tests.agent.views import mesh, node, view, workload
@@ -61,10 +61,13 @@ def test_containers_and_namespaces_are_held_as_they_come_out(settings, state, tm
     ports = state.ports()
     assert remembered(settings).tables[HOST].hold == Hold()  # the pod has no address
     state.save_ports(Ports(ports.outbound, ports.namespaces, 15101, {"shop/pod": ("podman0",)}))
-    assert remembered(settings).tables[HOST].hold == Hold(bridges=frozenset({"podman0"}))
+    (pod,) = (w for w in seen().snapshot.workloads.values() if w.title == "shop/pod")
+    doors = frozenset(("podman0", port) for port in pod.spec.ports)
+    behind = Hold(bridges=frozenset({"podman0"}), shelter=Shelter(behind=doors))
+    assert remembered(settings).tables[HOST].hold == behind
     # With nobody else on this machine as well.
     state.save_ports(Ports({}, ports.namespaces, 15101, {"shop/pod": ("podman0",)}))
-    assert remembered(settings).tables[HOST].hold == Hold(bridges=frozenset({"podman0"}))
+    assert remembered(settings).tables[HOST].hold == behind
     serving = view(mesh(), node("n1"), workload("pod", address="10.0.0.9", ports=[80]))
     matches = immutables.Map({k: Match(netns="culvert-no-such") for k in serving.snapshot.workloads})
     other = State(tmp_path / "other")
@@ -72,7 +75,9 @@ def test_containers_and_namespaces_are_held_as_they_come_out(settings, state, tm
     other.save_ports(Ports({}, ports.namespaces))
     other.views.keep([], MeshView(serving.snapshot, matches, "i"))
     settings = AgentSettings(state_dir=other.directory, worker_user="64990")
-    assert remembered(settings).tables[HOST].hold == Hold(inside=frozenset({"10.0.0.9"}))
+    assert remembered(settings).tables[HOST].hold == Hold(
+        inside=frozenset({"10.0.0.9"}), shelter=Shelter(frozenset({("10.0.0.9", 80)}))
+    )
 
 
 @pytest.mark.parametrize("can", [True, False])

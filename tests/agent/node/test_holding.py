@@ -6,7 +6,7 @@ from agent.discovery.tenants import Tenants
 from agent.node.enrolment import HOST, Local
 from agent.node.holding import hold, known, lodgings
 from ca.resources.workload import Match
-from redirect.desired import Hold, Skip
+from redirect.desired import Hold, Opening, Shelter, Skip
 
 BOX, OTHER, NEW = ("10.88.0.2", "02:00:00:00:00:02"), ("10.88.0.3", "02:00:00:00:00:03"), ("10.88.0.9", "02::09")
 BRIDGES = {"shop/box": ("podman0",)}
@@ -114,3 +114,45 @@ def test_who_was_let_out_of_a_standing_namespace_is_not_held_again() -> None:
     assert known(pod, Tenants(), Hold(), ()) == frozenset()  # the name leads elsewhere by now
     assert known(pod, Tenants(), Hold(inside=frozenset({"10.0.0.7"})), {"shop/pod"}) == frozenset()
     assert known([local("pod", "/run/netns/pod", address="10.0.0.7")], Tenants(), Hold(), {"shop/pod"}) == frozenset()
+
+
+def test_plaintext_for_a_closed_container_is_refused_at_its_addresses_and_behind_its_bridge() -> None:
+    box = local("box", address=BOX[0], serves=((BOX[0], 80), (BOX[0], 90)))
+    found = hold([box], BRIDGES, lives(BOX), {"shop/box"}).shelter
+    ports = {80, 90}
+    assert found == Shelter(
+        frozenset((BOX[0], port) for port in ports),
+        frozenset(("podman0", port) for port in ports),
+        frozenset({OTHER[0]}),
+    )
+    # After a boot, when nobody is known; and where it is not known where containers live.
+    assert hold([box], BRIDGES, Tenants(), ()).shelter == Shelter(found.endpoints, found.behind)
+    assert hold([box], {}, lives(BOX), ()).shelter == Shelter(found.endpoints)
+    # By whatever address it has.
+    assert (NEW[0], 80) in hold([box], BRIDGES, lives(NEW), ()).shelter.endpoints
+    assert hold([local("web", HOST, serves=(("10.0.0.1", 80),))], {}, Tenants(), ()) == Hold()
+
+
+def test_what_is_let_in_on_purpose_is_not_refused() -> None:
+    box = local("box", address=BOX[0], serves=((BOX[0], 80), (BOX[0], 90), (BOX[0], 91)))
+    left_open = replace(box, opening=Opening((90,), (91,), ("10.9.0.0/16",)))
+    found = hold([left_open], BRIDGES, lives(BOX), ()).shelter
+    assert (found.endpoints, found.behind) == ({(BOX[0], 80)}, {("podman0", 80)})
+    assert found.let_in == {(BOX[0], 90), (BOX[0], 91)}
+    # Users of this machine are nobody inside.
+    assert (BOX[0], 91) in hold([replace(box, opening=Opening((), (91,), (), (7,)))], {}, lives(), ()).shelter.endpoints
+
+
+def test_who_fails_open_is_reached_where_no_policy_would_refuse_anybody() -> None:
+    box = local("box", address=BOX[0], serves=((BOX[0], 80), (BOX[0], 90)), open=True, open_ports=(80, 90))
+    assert hold([box], BRIDGES, lives(BOX), ()).shelter == Shelter()
+    strict = hold([replace(box, open_ports=(80,))], BRIDGES, lives(BOX), ()).shelter
+    assert (strict.endpoints, strict.let_in) == ({(BOX[0], 90)}, {(BOX[0], 80)})
+    # It stays reachable beside one that is closed, which may have any other address next.
+    beside = local("beside", "/links/beside", serves=((NEW[0], 80),), address=NEW[0])
+    both = hold([box, beside], {**BRIDGES, "shop/beside": ("podman0",)}, lives(BOX), ()).shelter
+    assert (both.endpoints, both.behind, both.neighbours) == (
+        {(NEW[0], 80)},
+        {("podman0", 80)},
+        {BOX[0], OTHER[0]},
+    )
