@@ -11,6 +11,8 @@ import trio
 from agent.lab import programs
 from agent.lab.place import Place
 from agent.lab.sniffer import Sniffer, sniff
+from redirect.names import VOUCHED
+from redirect.ruleset import Key
 from tests.agent.discovery.podman import Failed, Podman, podman
 from tests.netns.node import API, Pair, pair, soon, workload
 from tests.netns.traffic import echo, serving
@@ -108,6 +110,18 @@ class Box:
             assert ran.ok or "refused" in ran.errors or "reset" in ran.errors, ran.errors
             heard.append(ran.output.decode().strip())
         return heard[0], heard[1]
+
+    async def known(self, name: str) -> bool:
+        """Whether the machine's table knows a container to be nobody's, or does soon."""
+        found = await trio.to_thread.run_sync(lambda: json.loads(self.engine("inspect", name)))
+        (at,) = found[0]["NetworkSettings"]["Networks"].values()
+        listing = ["nft", "list", "set", "inet", "culvert", VOUCHED[Key.STATION4]]
+
+        async def there() -> bool:
+            ran = await programs.run(Place(self.two.one.machine.namespace), listing)
+            return f"{at['IPAddress']} ." in ran.output.decode()
+
+        return await soon(there, 20)
 
     async def told(self) -> dict[str, int]:
         """What the next container has to say."""

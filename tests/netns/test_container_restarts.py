@@ -80,6 +80,7 @@ async def test_one_that_fails_open_passes_then_and_is_counted() -> None:
         two, process = box.two, box.two.one.process
         assert process
         assert await box.run("neighbour", attempts=1) == {"attempted": 1, "carried": 1, "refused": 0}
+        assert await box.known("neighbour")
         box.seen()
         await process.kill()
         # Its own namespace has a table that counts, and takes that count along; the neighbour is known to be nobody's.
