@@ -37,8 +37,8 @@ class Configure(ToWorker, frozen=True, tag="configure"):
     is not the node's own (0: no rules lead the answers back, do not try). Connections may outlive the certificates of
     their tunnel by `overtime` seconds. It is one of so many `workers`, over which the kernel spreads connections, and
     has the `row` of the tally that the first such message brings as a file descriptor (see `agent.tally`). Before it
-    sleeps it may look for `busy_poll` seconds for more (see `agent.relay.busypoll`). Said again
-    when the marks change; the rest then stays as it was."""
+    sleeps it may look for `busy_poll` seconds for more (see `agent.relay.busypoll`). Without `capturing` what was
+    captured ends, and no more is taken. Said again when that or the marks change; the rest then stays as it was."""
 
     node: str
     worker: int
@@ -50,6 +50,7 @@ class Configure(ToWorker, frozen=True, tag="configure"):
     workers: int = 1
     row: int = 0
     busy_poll: float = 0.0
+    capturing: bool = True
 
 
 class View(ToWorker, frozen=True, tag="view"):
@@ -127,9 +128,11 @@ class Drain(ToWorker, frozen=True, tag="drain"):
 
 
 class Inquire(ToWorker, frozen=True, tag="inquire"):
-    """Asks for the live tables; answered by Tables with the same `id`. With id 0 only for a sign of life: gauges."""
+    """Asks for the live tables; answered by Tables with the same `id`, after all that was said before is done. Not
+    `whole` it asks only for that, or a sign of life: the answer has nothing but gauges."""
 
     id: int
+    whole: bool = True
 
 
 class FromWorker(msgspec.Struct, frozen=True, tag_field="m"):

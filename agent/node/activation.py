@@ -210,6 +210,9 @@ class Activation:
         """Remove every table, for good; nothing is captured after this."""
         async with self._passing:
             self.switched.off = True
+            await self._capture.narrow({})
+            self._workers.capture(False)
+            await self._capture.widen({}, ())
             await self._capture.remove(self.ports.namespaces.values())
             self.captured = frozenset()
 
@@ -239,6 +242,7 @@ class Activation:
         await self._capture.narrow(desired)
         for change in changes:
             self._workers.change(change)
+        self._workers.capture(bool(desired))
         self._workers.namespaced({w.workload: w.place for w in enrolment.locals if w.place})
         if changes and not await self._workers.active(view.snapshot.revision, SETTLE):
             log.warning("workers-behind", revision=view.snapshot.revision)

@@ -1,8 +1,9 @@
 """Carries the tables of a node out, in all its namespaces, and keeps them as they should be.
 
 `narrow` takes away what is not to be captured any more; after it `widen` opens listeners, hands them to the workers and
-then adds rules. A namespace that cannot be entered, or a port that another process has, is a problem of that one
-workload. Rules are never removed because we end: captured means held.
+then adds rules. Last it removes the tables that capture nothing any more: until then they translate what they did
+capture, so that a reset from the workers reaches its caller. A namespace that cannot be entered, or a port that another
+process has, is a problem of that one workload. Rules are never removed because we end: captured means held.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,8 @@ from redirect.netlink import CaptureError
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 _ERRORS = (CaptureError, NamespaceError, OSError)
+SETTLE = 2.0
+"""Seconds that workers have to end what is captured no more; one that hangs does not keep its table."""
 
 
 class StartError(Exception):
@@ -81,14 +84,19 @@ class Capture:
             for place in self._left - tables.keys():
                 await self._forget_left(place)
             for place, namespace in self._namespaces.items():
-                between = common(namespace.applied, tables.get(place)) if namespace.applied else None
                 if not namespace.known and place in tables:
                     continue  # a former life's rules hold until the new ones are complete
-                if between is None and (namespace.applied or not namespace.known):
+                if place not in tables:
                     self._changed.pop(place, None)
+                if namespace.applied is None:
+                    if not namespace.known:
+                        await self._try(place, namespace.remove)  # whom it captured was ended by the former life's end
+                    continue
+                between = common(namespace.applied, tables.get(place))
+                if between == namespace.applied or await self._try(place, namespace.apply, between):
+                    continue
+                if place not in tables:
                     await self._try(place, namespace.remove)
-                elif between is not None and between != namespace.applied:
-                    await self._try(place, namespace.apply, between)
 
     async def widen(self, tables: Mapping[str, Desired], held: Iterable[str]) -> set[str]:
         """Make it as `tables` say, and return the workloads that are captured. A workload without its listener is left
@@ -104,8 +112,7 @@ class Capture:
                     self._left.discard(place)
                 else:
                     captured |= held & {c.workload for c in desired.captures}
-            for place in list(self._namespaces):
-                await self._shut(place, tables.get(place))
+            await self._shut(tables)
         return captured
 
     async def _widen(self, namespace: Namespace, desired: Desired, held: frozenset[str]) -> set[str]:
@@ -266,20 +273,35 @@ class Capture:
             self._nursery.start_soon(self._watch, namespace)
         return namespace
 
-    async def _shut(self, place: str, desired: Desired | None) -> None:
-        """Close the listeners that no rule needs any more, and the namespace without any."""
-        namespace = self._namespaces[place]
-        if namespace.applied is not None and desired is None:
-            if await trio.to_thread.run_sync(standing, place) is None:
-                self._leave(place)  # it ends with us
-            return  # else it could not be removed; tried again
-        wanted = set(_spots(desired, place)) if desired else set()
-        for spot in namespace.sockets.keys() - wanted:
-            if spot.workload:
-                self._take_back(place, spot)
-                namespace.shut(spot)
-        if place != HOST and desired is None:
-            self._leave(place)
+    async def _shut(self, tables: Mapping[str, Desired]) -> None:
+        """Close the listeners that no rule needs any more, remove the tables without any, and leave their namespaces. A
+        table goes last: what waits in a listener's queue is reset, and what workers have reset is on its way."""
+        kept = dict(tables)
+        for place, namespace in list(self._namespaces.items()):
+            if place not in tables and namespace.applied and namespace.applied.captures:
+                kept[place] = namespace.applied  # nothing runs there, or its rules could not be removed; tried again
+                if await trio.to_thread.run_sync(standing, place) is None:
+                    self._leave(place)  # it ends with us
+        unneeded = [
+            (place, spot)
+            for place, namespace in self._namespaces.items()
+            for spot in namespace.sockets.keys() - set(_spots(kept[place], place) if place in kept else ())
+            if spot.workload
+        ]
+        for place, spot in unneeded:
+            self._take_back(place, spot)
+        empty = [namespace for place, namespace in self._namespaces.items() if place not in kept]
+        if any(namespace.applied for namespace in empty):
+            await self._workers.caught_up(SETTLE)
+        for place, spot in unneeded:
+            self._namespaces[place].shut(spot)
+        for namespace in empty:
+            place = namespace.place
+            if namespace.applied is not None and not await self._try(place, namespace.remove):
+                if await trio.to_thread.run_sync(standing, place) is not None:
+                    continue  # tried again
+            if place != HOST:
+                self._leave(place)
 
     def _leave(self, place: str) -> None:
         namespace = self._namespaces.pop(place)

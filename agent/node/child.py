@@ -95,12 +95,12 @@ class Child:
             self._killed = True
             self._end.cancel()
 
-    async def tables(self, seconds: float) -> Tables | None:
-        """Its live tables; None if it does not answer in time or ends."""
+    async def tables(self, seconds: float, whole: bool = True) -> Tables | None:
+        """Its live tables, or not `whole` only gauges; None if it does not answer in time or ends."""
         number = next(self._inquiries)
         answered = self._asked[number] = trio.Event()
         try:
-            self.say(Inquire(number))
+            self.say(Inquire(number, whole))
             with trio.move_on_after(seconds):
                 await answered.wait()
             return self._answers.pop(number, None)
@@ -191,7 +191,7 @@ class Child:
         self._heard = trio.current_time()
         while True:
             await trio.sleep(PULSE)
-            self.say(Inquire(0))
+            self.say(Inquire(0, whole=False))
             if trio.current_time() - self._heard > SILENCE:
                 self.kill()
 

@@ -2,7 +2,8 @@
 
 Additions go certificates -> listeners -> rules, removals rules -> listeners -> certificates, so that no rule ever sends
 a connection to a socket that is not there or to a worker that cannot speak for it. A change that does both is carried
-out in two steps: first the rules that old and new have in common (`common`), at the end the new ones.
+out in two steps: first the rules that old and new have in common (`common`), at the end the new ones. A table of which
+nothing is left is emptied in the first step and goes in the last.
 
 A workload is admitted to capture when its certificate is here. Once captured it stays so until it is un-enrolled,
 whatever becomes of the certificate: captured means held.
@@ -241,13 +242,23 @@ def signs(captured: Iterable[Local], root: str) -> Signs:
     return Signs(cgroups, addresses, uids)
 
 
-def common(old: Desired, new: Desired | None) -> Desired | None:
-    """What both hold: the table for the time in between. None when nothing is left to capture. A workload that is only
-    recognised in another way (its unit got a new cgroup) is so at once: it must not slip through in between. So is
-    what is left alone of it, for which no listener has to be made first, and what is known of cgroups. Stations
-    are vouched for until their own table has come, and again before it goes."""
+def common(old: Desired, new: Desired | None) -> Desired:
+    """What both hold: the table for the time in between. It is there also where nothing is left to capture: what it
+    captured is translated until it ends. A workload that is only recognised in another way (its unit got a new cgroup)
+    is so at once: it must not slip through in between. So is what is left alone of it, for which no listener has to be
+    made first, and what is known of cgroups. Stations are vouched for until their own table has come, and again before
+    it goes."""
     if new is None:
-        return None
+        return replace(
+            old,
+            captures=(),
+            mesh=frozenset(),
+            capture_all=False,
+            until=None,
+            hold=Hold(),
+            open_elsewhere=False,
+            parents=(),
+        )
     after = {c.workload: c for c in new.captures}
     captures = tuple(
         replace(

@@ -99,6 +99,7 @@ class Workers:
         self._nursery: trio.Nursery | None = None
         self._draining = False
         self._borrowing = True
+        self._capturing = True
         self._count = 1
         self._tally: FileIO | None = None
         self.restarts = 0
@@ -113,8 +114,17 @@ class Workers:
         """Whether sockets may take callers' addresses: only where our rules lead the answers back."""
         if allowed != self._borrowing:
             self._borrowing = allowed
-            for child in self._live.values():
-                child.say(self._configure(child))
+            self._configure_all()
+
+    def capture(self, capturing: bool) -> None:
+        """Whether anything is captured at all. When not, they end what was: do so while it is still translated."""
+        if capturing != self._capturing:
+            self._capturing = capturing
+            self._configure_all()
+
+    def _configure_all(self) -> None:
+        for child in self._live.values():
+            child.say(self._configure(child))
 
     def trust(self, pem: bytes) -> None:
         """The roots from now on."""
@@ -215,6 +225,12 @@ class Workers:
         connections.sort(key=lambda c: c.opened)
         return connections, tunnels, gauges
 
+    async def caught_up(self, seconds: float) -> None:
+        """Wait until every worker that serves has done what it was told so far; no longer than this."""
+        async with trio.open_nursery() as nursery:
+            for child in self._fed():
+                nursery.start_soon(child.tables, seconds, False)
+
     # ---- their lives
 
     async def run(self, count: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -295,6 +311,7 @@ class Workers:
             self._count,
             child.slot,
             self.busy_poll,
+            self._capturing,
         )
 
     def _hand_over(self, child: Child) -> None:

@@ -24,6 +24,7 @@ from agent.tunnel.stream import Asked
 from agent.worker import opaque, proxyheader
 from agent.worker.admission import Admission, endpoint, parse_authority, parse_forwarded
 from agent.worker.budgets import Budgets
+from agent.worker.letting_go import NO_MORE
 from agent.worker.stock import Stocks
 from ca.identity import WorkloadIdentity
 from ca.resources.workload import SourceAddress, Workload
@@ -60,6 +61,7 @@ class Inbound:
         self._relay, self._book, self._stocks, self.marks = relay, book, stocks, marks
         self._authorizer, self._admission = authorizer, Admission(authorizer)
         self.budgets = budgets
+        self.capturing = True
 
     def _denied(self, snapshot: Snapshot, entry: Entry, facts: Facts, workload: Workload) -> str:
         """Judge; why not, or nothing. The entry keeps what is needed to judge again."""
@@ -118,6 +120,9 @@ class Inbound:
             self._refuse(sock, entry, str(error))
             return
         entry.destination = Party(address=endpoint(*where))
+        if not self.capturing:
+            self._fail(sock, [entry], NO_MORE)
+            return
         found: Workload | Refuse | None
         if workload:  # whatever the address: inside, each is its own
             found = next((w for w in snapshot.here.values() if w.title == workload and where[1] in w.spec.ports), None)
@@ -175,6 +180,9 @@ class Inbound:
         via: Workload | None,
     ) -> None:
         """Carry a connection of `via`, or of nobody in particular, to a stranger, in plaintext."""
+        if not self.capturing:
+            self._fail(sock, entries, NO_MORE)
+            return
         callee = None
         try:
             callee = self._stocked(via, _family(address)) if via is not None else None

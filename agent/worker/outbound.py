@@ -15,6 +15,7 @@ from agent.tunnel.pool import Key, Pool
 from agent.worker import opaque
 from agent.worker.admission import endpoint
 from agent.worker.inbound import Inbound
+from agent.worker.letting_go import NO_MORE
 from ca.resources.metadata import Key as ResourceKey
 from ca.resources.workload import Workload
 from redirect.origdst import NotRedirected, original_destination
@@ -95,6 +96,10 @@ class Outbound:
         except (NotRedirected, OSError) as error:
             self._refuse(sock, entry, str(error))
             return
+        if not self._inbound.capturing:
+            entry.destination = Party(address=endpoint(*where))
+            self._refuse(sock, entry, NO_MORE, Verdict.FAILED)
+            return
         if snapshot is not self._seen or len(self._ways) >= _WAYS:
             self._seen = snapshot
             self._ways.clear()
@@ -163,9 +168,9 @@ class Outbound:
         ask = Connect(way.authority, way.baggage, f'for="{caller.address}"', f"00-{entry.trace}-{span}-01")
         _Opening(sock, self._book, entry, ask, self._pool, way.key).ask()
 
-    def _refuse(self, sock: socket.socket, entry: Entry, reason: str) -> None:
+    def _refuse(self, sock: socket.socket, entry: Entry, reason: str, verdict: Verdict = Verdict.REFUSED) -> None:
         abort(sock)
-        self._book.close(entry, Verdict.REFUSED, reason)
+        self._book.close(entry, verdict, reason)
 
 
 def _found(snapshot: Snapshot, workload: str) -> Workload | None:

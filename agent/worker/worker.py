@@ -51,6 +51,7 @@ from agent.tunnel.terms import Standing
 from agent.worker import privileges
 from agent.worker.budgets import Budgets
 from agent.worker.inbound import Inbound, Marks
+from agent.worker.letting_go import let_go
 from agent.worker.listeners import Listeners
 from agent.worker.outbound import Outbound
 from agent.worker.rejudge import rejudge
@@ -90,6 +91,7 @@ class Worker:
         self.authorizer = Authorizer()
         marks, budgets = Marks(config.mark, config.spoof_mark), Budgets(config.workers, tally)
         inbound = Inbound(self.relay, self.book, self.stocks, marks, self.authorizer, budgets)
+        inbound.capturing = config.capturing
         self.inbound = inbound
         shared = Shared()
         self.pool = Pool(self.relay, self.credentials, shared, nursery, worker=config.worker, mark=config.mark)
@@ -168,15 +170,18 @@ class Worker:
             case Stock(workload, family):
                 self.stocks.add(workload, family, fds)
                 fds = []
-            case Inquire(0):  # a sign of life: the tables of ten thousand idle connections would cost more than they do
-                self.say(Tables(0, [], [], self._gauges()))
+            case Inquire(number, whole=False):  # the tables of ten thousand connections would cost more than they do
+                self.say(Tables(number, [], [], self._gauges()))
             case Inquire(number):
                 self._report()  # or what has just ended would stand in no table at all
                 self.say(Tables(number, [e.record() for e in self.book.live.values()], self._tunnels(), self._gauges()))
             case Drain(seconds):
                 self._nursery.start_soon(self._drain, seconds)
-            case Configure(mark=mark, spoof_mark=spoof_mark):
+            case Configure(mark=mark, spoof_mark=spoof_mark, capturing=capturing):
                 self.inbound.marks = Marks(mark, spoof_mark)
+                if self.inbound.capturing and not capturing:
+                    let_go(self.book)
+                self.inbound.capturing = capturing
         for fd in fds:
             os.close(fd)
 

@@ -96,7 +96,13 @@ class Pair:
 
 
 def workload(
-    name: str, node: str, match: dict[str, object], *ports: int, address: str = "", skip_uids: tuple[int, ...] = ()
+    name: str,
+    node: str,
+    match: dict[str, object],
+    *ports: int,
+    address: str = "",
+    source_address: str = "",
+    skip_uids: tuple[int, ...] = (),
 ) -> msgspec.Raw:
     """A Workload, not enrolled."""
     spec: dict[str, object] = {"node": node, "serviceAccount": name, "ports": list(ports), "match": match}
@@ -104,6 +110,8 @@ def workload(
         spec["capture"] = {"out": {"skip": {"uids": list(skip_uids)}}}
     if address:
         spec["address"] = address
+    if source_address:
+        spec["sourceAddress"] = source_address
     return msgspec.Raw(json.dumps({"kind": "Workload", "metadata": {"name": name, "namespace": "shop"}, "spec": spec}))
 
 

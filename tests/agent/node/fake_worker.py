@@ -74,7 +74,7 @@ async def main(mode: str, fd: int) -> None:
                 case Configure():
                     if mode == "dead":
                         os._exit(3)
-                    facts["spoof"] = message.spoof_mark
+                    facts["spoof"], facts["capturing"] = message.spoof_mark, message.capturing
                     if "worker" in facts:
                         continue
                     facts["worker"] = message.worker

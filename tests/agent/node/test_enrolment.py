@@ -24,6 +24,7 @@ from ca.resources.mesh import Egress, Mesh, MeshSpec
 from ca.resources.metadata import Metadata
 from ca.resources.workload import Match
 from redirect.desired import Capture, Desired, Hold, Parent, Recognise
+from redirect.plan import plan
 from tests.agent.views import mesh, node, view, workload
 
 WEB = "spiffe://shop.example/ns/shop/sa/web"
@@ -191,9 +192,27 @@ def test_in_between_only_what_both_hold():
     old = Desired((capture("a", 80, 81), capture("b", 90), capture("c", uid=8)), frozenset({("x", 1), ("y", 1)}))
     new = Desired((capture("c", uid=9), capture("a", 81, 82), capture("d")), frozenset({("y", 1), ("z", 1)}))
     assert common(old, new) == Desired((capture("a", 81), capture("c", uid=9)), frozenset({("y", 1)}))
-    assert common(old, None) is None
     assert common(old, old) == old
     assert common(replace(old, capture_all=True), old) == old
+
+
+def test_in_between_there_is_a_table_also_when_nothing_is_left_to_capture():
+    old = Desired(
+        (replace(capture("a", 80), open=True),),
+        frozenset({("x", 1)}),
+        capture_all=True,
+        until=7.0,
+        login_ports=frozenset({2222}),
+        parents=(Parent(1, 1),),
+        hold=Hold(frozenset({"br0"})),
+        open_elsewhere=True,
+    )
+    empty = common(old, None)
+    assert empty == Desired(login_ports=frozenset({2222}))
+    assert not empty.asks
+    # It is the kernel's translation that counts: without a chain for it there is none.
+    assert {c.base.type for c in plan(empty).chains if c.base} >= {"nat"}
+    assert common(empty, None) == empty
 
 
 def test_what_fails_open_elsewhere_is_counted_by_the_hosts_table():

@@ -135,6 +135,27 @@ async def test_addresses_are_borrowed_only_when_allowed(made, nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_they_are_told_when_nothing_is_captured_and_waited_for(made, nursery):
+    n = made()
+    n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
+    await nursery.start(n.workers.run, 1)
+    assert (await n.ask())["capturing"]
+    n.workers.capture(False)
+    with trio.fail_after(20):
+        await n.workers.caught_up(60)
+    assert not (await n.ask())["capturing"]
+    os.kill(n.workers.pids[0], signal.SIGSTOP)
+    with trio.fail_after(20):
+        await n.workers.caught_up(0.1)
+    os.kill(n.workers.pids[0], signal.SIGKILL)
+    assert not (await n.ask())["capturing"]
+    n.workers.capture(True)
+    with trio.fail_after(20):
+        while not (await n.ask())["capturing"]:
+            pass
+    nursery.cancel_scope.cancel()
+
+
 async def test_what_changes_while_a_worker_starts_is_known_to_it_before_it_listens(made, nursery):
     n = made()
     n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)

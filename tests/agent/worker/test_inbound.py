@@ -21,6 +21,7 @@ from agent.tunnel.headers import Connect
 from agent.worker.admission import endpoint, parse_authority
 from agent.worker.budgets import Budgets
 from agent.worker.inbound import Inbound, Marks
+from agent.worker.letting_go import NO_MORE
 from agent.worker.stock import Stocks
 from ca.resources.mesh import Mode
 from ca.resources.workload import NEVER_CAPTURED, Workload
@@ -410,6 +411,25 @@ async def test_a_stranger_is_dialled_from_inside_or_not_at_all(nursery):
     near.close()
     assert len(os.listdir("/proc/self/fd")) == before
     plain.listener.close()
+
+
+async def test_what_arrives_when_nothing_is_captured_any_more(towards, nursery):
+    plain = Plain(nursery)
+    towards.append(("127.0.0.2", plain.port))
+    plain.inbound.capturing = False
+    near = plain.come()
+    with pytest.raises(ConnectionResetError):
+        await near.recv(1)
+    record = plain.record()
+    assert (record.verdict, record.reason) == (Verdict.FAILED, NO_MORE)
+    # Nor does a stranger's go on, that the rules did not know.
+    caller, far = wire()
+    entry = plain.book.enter(Direction.OUTBOUND, Security.PLAINTEXT, Party())
+    plain.inbound.dial(plain.snapshot, far, "127.0.0.2", plain.port, [entry], None)
+    with pytest.raises(ConnectionResetError):
+        await trio.socket.from_stdlib_socket(caller).recv(1)
+    assert plain.record().reason == NO_MORE
+    near.close(), caller.close(), plain.listener.close()
 
 
 @needs_marks

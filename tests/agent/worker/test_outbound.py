@@ -16,6 +16,7 @@ from agent.snapshot import Snapshot
 from agent.tunnel import core as core_module
 from agent.worker.budgets import Budgets
 from agent.worker.inbound import Inbound, Marks
+from agent.worker.letting_go import NO_MORE
 from agent.worker.outbound import Outbound, ours
 from agent.worker.stock import Stocks
 from ca.resources.limits import Limits
@@ -253,6 +254,18 @@ async def test_refused_at_once(towards, where, egress, words):
         record = await s.one.closed()
         assert record.verdict is Verdict.REFUSED
         assert words in record.reason
+        near.close()
+
+
+async def test_what_arrives_when_nothing_is_captured_any_more(towards):
+    async with scene(towards) as s:
+        s.one.inbound.capturing = False
+        near = s.one.capture()
+        with pytest.raises(ConnectionResetError):
+            await receive_all(near)
+        record = await s.one.closed()
+        assert (record.verdict, record.reason) == (Verdict.FAILED, NO_MORE)
+        assert record.destination.address == f"127.0.0.2:{s.port}"
         near.close()
 
 

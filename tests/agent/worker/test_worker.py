@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 
@@ -33,10 +34,12 @@ from agent.messages import (
 )
 from agent.relay.loop import Relay
 from agent.tunnel.headers import Connect
+from agent.worker.letting_go import NO_MORE
 from agent.worker.worker import Worker
 from ca import x509
 from ca.resources.kinds import encode
 from tests.agent.relay.rig import DB, WEB, authority, descriptors, leaf, receive, receive_all, send, soon
+from tests.agent.test_book import Carried
 from tests.agent.tunnel.node import Host
 from tests.agent.views import mesh, node, workload
 from tests.agent.worker.test_inbound import at, needs_marks
@@ -196,6 +199,23 @@ async def test_strangers_are_reported():
             notice = await boss.hear(Notice)
         assert notice.event == "tunnel_refused"
         assert notice.facts["peer"] == "127.0.0.1"
+
+
+async def test_what_was_captured_ends_when_capture_does():
+    async with working() as boss:
+        entry, carrier = boss.worker.book.enter(Direction.OUTBOUND, Security.MTLS, Party()), Carried()
+        entry.carrier = carrier
+        config = Configure("n1", 3, 0xC0170001, 0, os.getuid(), os.getgid())
+        await boss.say(config)
+        await boss.tables()
+        assert carrier.aborted == []
+        await boss.say(msgspec.structs.replace(config, capturing=False))
+        await boss.tables()
+        assert carrier.aborted == [(NO_MORE, Verdict.FAILED)]
+        assert not boss.worker.inbound.capturing
+        await boss.say(config)
+        await boss.tables()
+        assert boss.worker.inbound.capturing
 
 
 async def test_listeners_come_and_go():
