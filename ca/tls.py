@@ -11,12 +11,14 @@ long-lived, and a resumed session would skip the certificate.
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL, crypto
+
+_lib, _ffi = SSL._lib, SSL._ffi  # type: ignore[attr-defined]
 
 CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
 
@@ -54,6 +56,7 @@ def context(
     ctx.set_tls13_ciphersuites(CIPHERS)
     ctx.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION)
     ctx.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    ctx.clear_mode(_lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # else SSL_write has to be called for each record
     ctx.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     store = ctx.get_cert_store()
     if store is None:
@@ -152,10 +155,12 @@ def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
 RECORD = 2**14
 """The most plaintext one TLS record holds, in bytes."""
 
+_LEND = 2**15
+"""Bytes of ciphertext from which on OpenSSL reads them where they are; setting that up costs more than to copy less."""
+
 # pyOpenSSL copies every buffer once more than needed and answers "nothing yet" with an exception. Where each message of
-# a mesh passes, that is most of the cost of TLS, so Memory and the four methods that take one call OpenSSL through the
+# a mesh passes, that is most of the cost of TLS, so Memory and the methods that take one call OpenSSL through the
 # binding below pyOpenSSL; everything else is pyOpenSSL's.
-_lib, _ffi = SSL._lib, SSL._ffi  # type: ignore[attr-defined]
 _NULL = _ffi.NULL
 _ssl_read, _ssl_write, _clear_error = _lib.SSL_read, _lib.SSL_write, _lib.ERR_clear_error
 _bio_read, _bio_write, _held = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
@@ -185,14 +190,16 @@ class Machine:
 
     The handshake: `feed` and `take` around `handshake()` until that returns True. Afterwards `write` and `read_into`,
     or, in place and for many records at once, `arrived`, `open`, `seal` and `take_into`.
+    What `arrived` was given stays as it is until `open` has decrypted all of it, or the machine is closed.
     A dead machine stays dead: every call raises the TlsError again.
     """
 
-    __slots__ = ("_arrived", "_connection", "_handshake", "_leaving", "_ssl")
+    __slots__ = ("_arrived", "_connection", "_handshake", "_leaving", "_lent", "_ssl")
 
     def __init__(self, ctx: SSL.Context, *, server: bool, server_name: str | None = None, tag: object = None) -> None:
         connection = self._connection = SSL.Connection(ctx)
         self._ssl, self._arrived, self._leaving = connection._ssl, connection._into_ssl, connection._from_ssl
+        self._lent: Memory | None = None  # what OpenSSL reads from in place
         self._handshake = _Handshake(tag)
         self._connection.set_app_data(self._handshake)
         if server:
@@ -241,8 +248,22 @@ class Machine:
 
     def arrived(self, memory: Memory, count: int) -> None:
         """`feed` the first `count` bytes of `memory`."""
+        if count >= _LEND and not _held(self._arrived, _NULL):
+            self._read_from(_lib.BIO_new_mem_buf(memory._pointer, count), memory)
+            return
+        if self._lent is not None:
+            self._read_from(_lib.BIO_new(_lib.BIO_s_mem()), None)
         if _bio_write(self._arrived, memory._pointer, count) != count:
             raise TlsError("OpenSSL has no memory left")
+
+    def _read_from(self, bio: Any, lent: Memory | None) -> None:
+        """Have OpenSSL read from `bio` from now on; the one before goes."""
+        if bio == _NULL:
+            raise TlsError("OpenSSL has no memory left")
+        _lib.BIO_set_mem_eof_return(bio, -1)  # its end means "not yet"
+        _lib.SSL_set_bio(self._ssl, bio, self._leaving)
+        self._arrived = self._connection._into_ssl = bio
+        self._lent = lent
 
     def open(self, memory: Memory) -> tuple[int, bool]:
         """Decrypt into `memory` what has arrived; -> (bytes, whether there may be more than fit)."""
@@ -258,18 +279,16 @@ class Machine:
                     self._raise(got)
                 break  # the same failure comes up again when the bytes before it are out of the way
             done += got
-            if not _held(arrived, _NULL):
-                return done, False  # to hear that from SSL_read would cost as much as the record did
+            if got < RECORD and not _held(arrived, _NULL):
+                return done, False  # to hear that from SSL_read would cost as much as a small record did
         return done, True
 
-    def seal(self, memory: Memory, count: int) -> None:
-        """`write` the first `count` bytes of `memory`."""
-        ssl, pointer, done = self._ssl, memory._pointer, 0
-        while done < count:
-            wrote = _ssl_write(ssl, pointer + done, count - done)
-            if wrote <= 0:
-                self._raise(wrote)
-            done += wrote
+    def seal(self, memory: Memory, count: int, into: Memory) -> int:
+        """`write` the first `count` bytes of `memory`, and `take_into` `into`; -> bytes."""
+        # Without partial writes it is all or nothing.
+        if count and (wrote := _ssl_write(self._ssl, memory._pointer, count)) != count:
+            self._raise(wrote)
+        return self.take_into(into)
 
     def take_into(self, memory: Memory) -> int:
         """`take` into `memory`; -> bytes, 0 when there is nothing."""
@@ -285,7 +304,9 @@ class Machine:
 
     def close(self) -> None:
         """Say goodbye: `take` has the close_notify. Never raises."""
-        with contextlib.suppress(SSL.Error):
+        with contextlib.suppress(SSL.Error, TlsError):
+            if self._lent is not None:
+                self._read_from(_lib.BIO_new(_lib.BIO_s_mem()), None)  # the memory is somebody else's again
             self._connection.shutdown()
 
     @property

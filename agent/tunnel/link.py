@@ -111,8 +111,7 @@ class Link:
             self._waiting[stream.owner] = None
             return None
         if self._batch is None:
-            self._batch = self.relay.batch()
-            self._view = self._batch.view
+            self._begin()
         if out:
             self._gather()
         at = self._used + HEADER_SIZE
@@ -158,49 +157,54 @@ class Link:
 
     def _encrypt(self) -> bool:
         """Encrypt and send the batch and the core's frames; False if that was the end of the link."""
-        out = self.core.outgoing
-        try:
-            if self._batch is not None:
-                if out:
-                    self._gather()
-                self._machine.seal(self._batch, self._used)
-                self._drop_batch()
+        out, sealed = self.core.outgoing, self.relay.sealed
+        while out or self._batch is not None:
+            batch = self._batch or self._begin()
             if out:
-                self._machine.write(out)
-                out.clear()
-        except TlsError as error:
-            self.core.outgoing.clear()
-            self.close(str(error))
-            return False
-        return self._send()
+                self._gather()
+            try:
+                count = self._machine.seal(batch, self._used, sealed)
+            except TlsError as error:
+                self.core.outgoing.clear()
+                self.close(str(error))
+                return False
+            self.relay.release(batch)
+            self._batch, self._used = None, 0
+            while count:
+                if not self._send(sealed.view[:count]):
+                    return False
+                count = self._machine.take_into(sealed) if count == TAKE else 0
+        return True
+
+    def _begin(self) -> Memory:
+        self._batch = batch = self.relay.batch()
+        self._view = batch.view
+        return batch
 
     def _drop_batch(self) -> None:
         if self._batch is not None:
             self.relay.release(self._batch)
             self._batch, self._used = None, 0
 
-    def _send(self) -> bool:
-        memory = self.relay.sealed
-        while count := self._machine.take_into(memory):
-            self.sent += count
-            n = 0
-            if not self._unsent:
-                try:
-                    n = self._sock.send(memory.view[:count])
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    self._gone(error)
-                    return False
-            if n < count:
-                self._unsent.append(memoryview(bytes(memory.view[n:count])))
-                self._backlog += count - n
-                if self._backlog > _BACKLOG:
-                    self.core.outgoing.clear()
-                    self.close(f"the peer at {self.peer_address} does not read what it asked for")
-                    return False
-            if count < TAKE:
-                break
+    def _send(self, sealed: memoryview) -> bool:
+        """Send what was encrypted, or keep it; False if that was the end of the link."""
+        n, count = 0, len(sealed)
+        self.sent += count
+        if not self._unsent:
+            try:
+                n = self._sock.send(sealed)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._gone(error)
+                return False
+        if n < count:
+            self._unsent.append(memoryview(bytes(sealed[n:])))
+            self._backlog += count - n
+            if self._backlog > _BACKLOG:
+                self.core.outgoing.clear()
+                self.close(f"the peer at {self.peer_address} does not read what it asked for")
+                return False
         return True
 
     def _gone(self, error: OSError) -> None:

@@ -6,9 +6,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from OpenSSL import SSL
 
-from ca.tls import Machine, TlsClosed, TlsError, by_server_name, context
+from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError, by_server_name, context
 
 NOW = datetime.datetime.now(datetime.UTC)
 Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -139,3 +141,60 @@ def test_a_peer_that_is_refused_spoils_nothing_for_the_next() -> None:
         server = Machine(front, server=True)
         shake(Machine(here, server=False), server)
         assert server.peer_certificate == CLIENT[0]
+
+
+def sealed(machine: Machine, plaintext: bytes) -> bytes:
+    """What `machine` makes of it, in place as the relay does."""
+    memory, into = Memory(len(plaintext)), Memory(TAKE)
+    memory.view[:] = plaintext
+    count = machine.seal(memory, len(plaintext), into)
+    ciphertext = bytes(into.view[:count])
+    while count == TAKE:
+        count = machine.take_into(into)
+        ciphertext += into.view[:count]
+    return ciphertext
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from((1, 100, 2**14 - 1, 2**14, 2**14 + 1, 2**17, 2**18 + 5)), min_size=1, max_size=6),
+    arrivals=st.lists(st.sampled_from((997, 2**12, 2**14 + 22, 2**15 - 1, 2**15, 2**16 + 3, 2**18)), min_size=1),
+)
+def test_bytes_arrive_in_any_pieces_and_their_memory_is_free_once_they_are_open(
+    sizes: list[int], arrivals: list[int]
+) -> None:
+    client, server = ends()
+    shake(client, server)
+    plaintext = b"".join(bytes((number + 1,)) * size for number, size in enumerate(sizes))
+    ciphertext = b"".join(sealed(client, bytes((number + 1,)) * size) for number, size in enumerate(sizes))
+    received, opened = Memory(2**18), Memory(2**16)
+    at, got = 0, bytearray()
+    while at < len(ciphertext):
+        arrivals.append(size := arrivals.pop(0))
+        piece = ciphertext[at : at + size]
+        at += len(piece)
+        received.view[: len(piece)] = piece
+        server.arrived(received, len(piece))
+        more = True
+        while more:
+            count, more = server.open(opened)
+            got += opened.view[:count]
+        received.view[: len(piece)] = bytes(len(piece))  # somebody else's next arrival
+    assert got == plaintext
+
+
+def test_a_machine_that_is_closed_reads_no_memory_any_more() -> None:
+    client, server = ends()
+    shake(client, server)
+    ciphertext = sealed(client, b"x" * 2**17)
+    received, opened = Memory(2**18), Memory(2**15)
+    received.view[: len(ciphertext)] = ciphertext
+    server.arrived(received, len(ciphertext))
+    assert server.open(opened) == (2**15, True)  # and the rest is not asked for
+    server.close()
+    received.view[:] = bytes(2**18)
+    del received
+    server.close()  # looks for the peer's goodbye
+    client.feed(server.take())
+    with pytest.raises(TlsClosed):
+        client.read_into(memoryview(bytearray(2**14)))
