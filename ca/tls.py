@@ -9,6 +9,7 @@ long-lived, and a resumed session would skip the certificate.
 """
 
 import contextlib
+import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -155,6 +156,8 @@ def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:
 RECORD = 2**14
 """The most plaintext one TLS record holds, in bytes."""
 
+_LARGE = 2**16
+"""Bytes encrypted at once that leave OpenSSL with more memory than a tunnel of small messages should keep."""
 _LEND = 2**15
 """Bytes of ciphertext from which on OpenSSL reads them where they are; setting that up costs more than to copy less."""
 
@@ -167,14 +170,20 @@ _bio_read, _bio_write, _held = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_d
 
 
 class Memory:
-    """Memory that OpenSSL reads and writes in place. `view` is the same memory for everybody else."""
+    """Memory that OpenSSL reads and writes in place. `view` is the same memory for everybody else. Pages that nobody
+    has touched yet take no memory of the machine."""
 
-    __slots__ = ("_pointer", "size", "view")
+    __slots__ = ("_pages", "_pointer", "size", "view")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._pointer = _ffi.new("char[]", size)
-        self.view = memoryview(_ffi.buffer(self._pointer))
+        self._pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._pointer = _ffi.from_buffer("char[]", self._pages)
+        self.view = memoryview(self._pages)
+
+    def forget(self) -> None:
+        """Give the pages back; what was in them is gone."""
+        self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(slots=True)
@@ -194,12 +203,13 @@ class Machine:
     A dead machine stays dead: every call raises the TlsError again.
     """
 
-    __slots__ = ("_arrived", "_connection", "_handshake", "_leaving", "_lent", "_ssl")
+    __slots__ = ("_arrived", "_connection", "_handshake", "_leaving", "_lent", "_ssl", "_swollen")
 
     def __init__(self, ctx: SSL.Context, *, server: bool, server_name: str | None = None, tag: object = None) -> None:
         connection = self._connection = SSL.Connection(ctx)
         self._ssl, self._arrived, self._leaving = connection._ssl, connection._into_ssl, connection._from_ssl
         self._lent: Memory | None = None  # what OpenSSL reads from in place
+        self._swollen = False  # a large batch made its output grow, which never shrinks
         self._handshake = _Handshake(tag)
         self._connection.set_app_data(self._handshake)
         if server:
@@ -285,6 +295,8 @@ class Machine:
 
     def seal(self, memory: Memory, count: int, into: Memory) -> int:
         """`write` the first `count` bytes of `memory`, and `take_into` `into`; -> bytes."""
+        if count > _LARGE:
+            self._swollen = True
         # Without partial writes it is all or nothing.
         if count and (wrote := _ssl_write(self._ssl, memory._pointer, count)) != count:
             self._raise(wrote)
@@ -294,6 +306,14 @@ class Machine:
         """`take` into `memory`; -> bytes, 0 when there is nothing."""
         count: int = _bio_read(self._leaving, memory._pointer, memory.size)
         return count if count > 0 else 0
+
+    def shrink(self) -> None:
+        """Give back what large batches took."""
+        if self._swollen and not _held(self._leaving, _NULL) and (bio := _lib.BIO_new(_lib.BIO_s_mem())) != _NULL:
+            _lib.BIO_set_mem_eof_return(bio, -1)
+            _lib.SSL_set_bio(self._ssl, self._arrived, bio)
+            self._leaving = self._connection._from_ssl = bio
+            self._swollen = False
 
     def _raise(self, result: int) -> NoReturn:
         try:

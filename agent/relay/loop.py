@@ -117,6 +117,11 @@ class Relay:
         if len(self._batches) < 8:
             self._batches.append(batch)
 
+    def shrink(self) -> None:
+        """Give back the pages of all scratch memory; between rounds."""
+        for memory in (self.received, self.opened, self.sealed, *self._batches):
+            memory.forget()
+
     def host(self, main: Callable[[], Awaitable[None]]) -> None:
         """Move bytes, and run `main` in trio beside that, until it ends."""
         _make_room(self._bell)  # before there is a second thread

@@ -359,6 +359,10 @@ class Link:
             self.idle_since = time.monotonic()
         self._watcher.roomier(self)
 
+    def shrink(self) -> None:
+        """Give back memory that only large batches need."""
+        self._machine.shrink()
+
     def ping(self) -> None:
         """Ask the peer for a sign of life."""
         self.core.ping()

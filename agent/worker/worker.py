@@ -250,8 +250,10 @@ class Worker:
             self.book.expire(_OPENING)
             self.inbound.budgets.tick(self.snapshot)
             self.listeners.resume()
+            self.relay.shrink()
             for link in self.links:
                 link.core.tick()
+                link.shrink()
                 match link.terms.standing(time.time(), self._overtime):
                     case Standing.ENDING if not link.core.draining:
                         link.drain()

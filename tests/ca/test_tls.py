@@ -1,6 +1,7 @@
 """The TLS machine, both ends in memory."""
 
 import datetime
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -166,7 +167,10 @@ def test_bytes_arrive_in_any_pieces_and_their_memory_is_free_once_they_are_open(
     client, server = ends()
     shake(client, server)
     plaintext = b"".join(bytes((number + 1,)) * size for number, size in enumerate(sizes))
-    ciphertext = b"".join(sealed(client, bytes((number + 1,)) * size) for number, size in enumerate(sizes))
+    ciphertext = b""
+    for number, size in enumerate(sizes):
+        ciphertext += sealed(client, bytes((number + 1,)) * size)
+        client.shrink()
     received, opened = Memory(2**18), Memory(2**16)
     at, got = 0, bytearray()
     while at < len(ciphertext):
@@ -179,8 +183,30 @@ def test_bytes_arrive_in_any_pieces_and_their_memory_is_free_once_they_are_open(
         while more:
             count, more = server.open(opened)
             got += opened.view[:count]
-        received.view[: len(piece)] = bytes(len(piece))  # somebody else's next arrival
+        received.forget()
+        server.shrink()
     assert got == plaintext
+
+
+def test_what_large_batches_took_is_given_back() -> None:
+    memory = Memory(2**18)
+    memory.view[:] = b"x" * 2**18
+    resident = rss()
+    memory.forget()
+    assert rss() <= resident - 2**17
+    assert memory.view[5] == 0
+
+    client, server = ends()
+    shake(client, server)
+    sealed(client, b"x" * 2**18)
+    before = client._leaving
+    client.shrink()
+    assert client._leaving != before  # OpenSSL frees what nobody uses
+
+
+def rss() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_a_machine_that_is_closed_reads_no_memory_any_more() -> None:
