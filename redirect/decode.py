@@ -11,6 +11,7 @@ from redirect.encode import FIRST_REGISTER, HEADERS, VERDICT_TYPE
 from redirect.frames import attributes
 from redirect.ruleset import (
     CT_LABEL,
+    ORIGINAL,
     PLAIN_FIELDS,
     Base,
     Count,
@@ -163,9 +164,9 @@ class _Reader:
             case "meta":
                 field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
             case "ct":
-                field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
-                if 3 in data:
-                    field = None
+                directions = {None: "ct", ORIGINAL: "ct original"}
+                kind = directions.get(_number(data[3]) if 3 in data else None, "")
+                field, register = _FIELDS.get((kind, _number(data.get(2)))), data.get(1)
             case "fib":
                 field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
                 if _number(data.get(3)) != 2:

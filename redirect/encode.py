@@ -20,6 +20,7 @@ from redirect.frames import attribute
 from redirect.messages import nft
 from redirect.render import render_rule
 from redirect.ruleset import (
+    ORIGINAL,
     Chain,
     Count,
     Dispatch,
@@ -316,6 +317,9 @@ def _load(field: Field, register: int) -> tuple[str, list[Any]]:
             return "meta", [("NFTA_META_KEY", field.number), ("NFTA_META_DREG", register)]
         case "ct":
             return "ct", [("NFTA_CT_KEY", field.number), ("NFTA_CT_DREG", register)]
+        case "ct original":
+            direction = ("NFTA_CT_DIRECTION", ORIGINAL)
+            return "ct", [("NFTA_CT_KEY", field.number), ("NFTA_CT_DREG", register), direction]
         case "fib":
             # 2 is NFTA_FIB_F_DADDR.
             flags = ("NFTA_FIB_FLAGS", 2)

@@ -7,6 +7,7 @@ from redirect.ruleset import (
     CT_LABEL,
     CT_STATUS,
     DADDR_TYPE,
+    DPORT,
     ETHERNET,
     IIF,
     IIFTYPE,
@@ -14,6 +15,7 @@ from redirect.ruleset import (
     LOOPBACK,
     MARK,
     NFPROTO,
+    OIF,
     TCP,
     TCP_FLAGS,
     UDP,
@@ -42,6 +44,7 @@ _NAMES = {
     NFPROTO: {2: "ipv4", 10: "ipv6"},
     DADDR_TYPE: {2: "local"},
     IIF: {LOOPBACK: '"lo"'},
+    OIF: {LOOPBACK: '"lo"'},
     IIFTYPE: {ETHERNET: "ether"},
     CT_DIRECTION: {0: "original", 1: "reply"},
     TCP_FLAGS: {2: "syn"},
@@ -129,7 +132,9 @@ def _merged(statements: Iterable[Statement]) -> Iterator[str]:
             isinstance(after, Member) or (isinstance(after, Match) and after.field == TCP_FLAGS)
         ):
             continue
-        if here == Match(L4PROTO, UDP) and isinstance(after, Member | Match):
+        if here == Match(L4PROTO, UDP) and (
+            isinstance(after, Member) or (isinstance(after, Match) and after.field == DPORT)
+        ):
             continue
         text = render_statement(here)
         # Both have their ports in the same place, which is all that the kernel knows of a field.

@@ -51,6 +51,7 @@ SKUID = Field("meta", 10, 4, "meta skuid")
 NFPROTO = Field("meta", 15, 1, "meta nfproto")
 L4PROTO = Field("meta", 16, 1, "meta l4proto")
 IIF = Field("meta", 4, 4, "iif")
+OIF = Field("meta", 5, 4, "oif")
 IIFTYPE = Field("meta", 8, 2, "meta iiftype")
 IIFNAME = Field("meta", 6, 16, "iifname", big=True)
 OIFNAME = Field("meta", 7, 16, "oifname", big=True)
@@ -66,6 +67,7 @@ CT_DIRECTION = Field("ct", 1, 1, "ct direction")
 CT_STATUS = Field("ct", 2, 4, "ct status")
 CT_MARK = Field("ct", 3, 4, "ct mark")
 CT_LABEL = Field("ct", 13, 16, "ct label")
+CT_DPORT = Field("ct original", 12, 2, "ct original proto-dst", big=True)
 SOCKET_MARK = Field("socket", 1, 4, "socket mark")
 
 PLAIN_FIELDS = (
@@ -75,6 +77,7 @@ PLAIN_FIELDS = (
         NFPROTO,
         L4PROTO,
         IIF,
+        OIF,
         IIFTYPE,
         IIFNAME,
         OIFNAME,
@@ -86,7 +89,7 @@ PLAIN_FIELDS = (
         DPORT,
         TCP_FLAGS,
     ),
-    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, SOCKET_MARK),
+    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, CT_DPORT, SOCKET_MARK),
 )
 
 

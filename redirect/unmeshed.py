@@ -12,8 +12,14 @@ from redirect.names import BLOCKED, DNS, FROM, UNMESHED, UNMESHED_OF
 from redirect.phrases import rule
 from redirect.recognise import dispatch
 from redirect.ruleset import (
+    CT_DIRECTION,
+    CT_DPORT,
     DPORT,
     L4PROTO,
+    LOOPBACK,
+    OIF,
+    ORIGINAL,
+    REPLY,
     TCP,
     UDP,
     Base,
@@ -66,13 +72,23 @@ def _workload(capture: Capture, *, trial: bool) -> Chain:
     """A trial drops nothing: it must take nothing away that ends later than it does."""
     rest = Rest.ALLOW if trial else capture.rest
     count, accept, drop = Count(), Verdict(Code.ACCEPT), Verdict(Code.DROP)
-    to_dns = Match(L4PROTO, UDP), Match(DPORT, 53)
     if rest is Rest.ALLOW:
-        rules = [rule(*to_dns, count, accept, comment=DNS), rule(count, accept, comment=UNMESHED)]
+        rules = [*_dns(), rule(count, accept, comment=UNMESHED)]
     else:
-        rules = [*_let(capture)] + ([rule(*to_dns, count, accept, comment=DNS)] if rest is Rest.BLOCK else [])
-        rules.append(rule(count, drop, comment=BLOCKED))
+        rules = [*_let(capture), *(_dns() if rest is Rest.BLOCK else ()), rule(count, drop, comment=BLOCKED)]
     return Chain(UNMESHED_OF + capture.workload, tuple(rules))
+
+
+def _dns() -> Iterator[Rule]:
+    """Questions for names, and what a resolver in the workload's own namespace answers. A container engine's has them
+    come to a port that it made up: of those the connection knows what was asked for."""
+    asked = Match(CT_DPORT, 53)
+    for question in (
+        (Match(DPORT, 53),),
+        (Match(CT_DIRECTION, ORIGINAL), asked),
+        (Match(CT_DIRECTION, REPLY), asked, Match(OIF, LOOPBACK)),
+    ):
+        yield rule(Match(L4PROTO, UDP), *question, Count(), Verdict(Code.ACCEPT), comment=DNS)
 
 
 def _let(capture: Capture) -> Iterator[Rule]:

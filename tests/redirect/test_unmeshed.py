@@ -88,6 +88,50 @@ def test_blocked_but_for_names(wire: Wire, kernel: Kernel, address: str) -> None
     assert counts(kernel) == (1, 0, 0)
 
 
+ENGINE = """
+table ip engine {
+    chain output {
+        type nat hook output priority -100
+        ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:33501
+    }
+    chain back {
+        type nat hook postrouting priority 100
+        ip saddr 127.0.0.11 udp sport 33501 snat to 127.0.0.11:53
+    }
+}
+"""
+"""What a container engine has in each container's namespace, for its own resolver."""
+
+
+@pytest.mark.parametrize(("address", "port"), [("127.0.0.11", 33501), ("127.0.0.1", 53), ("::1", 53)])
+def test_a_resolver_in_its_own_namespace_is_asked_and_answers(
+    wire: Wire, kernel: Kernel, address: str, port: int
+) -> None:
+    """The engine's cannot be told by its port: the question was sent to another."""
+    nft(wire.node, ENGINE)
+    kernel.apply(Desired((replace(WEB, recognise=Recognise(everything=True), rest=Rest.BLOCK),)))
+
+    def ask() -> bytes:
+        with (
+            socket.socket(family(address), socket.SOCK_DGRAM) as resolver,
+            socket.socket(family(address), socket.SOCK_DGRAM) as program,
+        ):
+            resolver.bind((address, port))
+            resolver.settimeout(3)
+            program.settimeout(3)
+            program.sendto(b"who is web?", (address, 53))
+            question, whose = resolver.recvfrom(100)
+            resolver.sendto(question + b" 10.77.0.9", whose)
+            with pytest.raises(PermissionError):
+                resolver.sendto(b"something else", (address, 8125))
+            answer, resolver_address = program.recvfrom(100)
+            assert resolver_address[:2] == (address, 53)
+            return answer
+
+    assert in_namespace(wire.node, ask) == b"who is web? 10.77.0.9"
+    assert counts(kernel) == (0, 2, 1)
+
+
 def test_other_protocols_too(wire: Wire, kernel: Kernel) -> None:
     kernel.apply(Desired((replace(WEB, recognise=Recognise(everything=True)),)))
     for protocol in (SCTP, 47, 50):
@@ -146,7 +190,9 @@ def test_the_listing_reads_well(netns: str, kernel: Kernel) -> None:
         "chain unmeshed { type filter hook output priority filter; policy accept; meta l4proto tcp accept",
         "meta skuid vmap @unmeshed-by-uid",
         'chain unmeshed/shop/web { udp dport @skip/shop/web counter packets 0 bytes 0 accept comment "unmeshed" '
-        'udp dport 53 counter packets 0 bytes 0 accept comment "dns" counter packets 0 bytes 0 drop comment '
-        '"blocked" }',
+        'udp dport 53 counter packets 0 bytes 0 accept comment "dns" '
+        "meta l4proto udp ct direction original ct original proto-dst 53 counter packets 0 bytes 0 accept comment "
+        '"dns" meta l4proto udp ct direction reply ct original proto-dst 53 oif "lo" counter packets 0 bytes 0 accept '
+        'comment "dns" counter packets 0 bytes 0 drop comment "blocked" }',
     ):
         assert text in listing, listing
