@@ -22,6 +22,8 @@ from ca.store.sqlite import SqliteStore
 
 WEB, API = 64001, 64002
 """Uids of the two workloads of the machines."""
+CAPTURED = "220 api greets 10.77.0.2\r\nho"
+"""What `web` hears from `api`, by way of the mesh or without: its address is kept."""
 
 
 @dataclass

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.netns.node import Pair, pair, soon
+from tests.netns.node import CAPTURED, Pair, pair, soon
 
-CAPTURED = "220 api greets 10.77.0.2\r\nho"
 LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed: apt-get install libfaketime")
 

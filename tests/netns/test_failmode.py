@@ -9,11 +9,10 @@ import trio
 
 from agent.lab import programs
 from agent.lab.place import Place, create_cgroup, remove_cgroup
-from tests.netns.node import WEB, Pair, pair, soon, workload
+from tests.netns.node import CAPTURED, WEB, Pair, pair, soon, workload
 from tests.promises import not_even_once
 
 CLOSED = 64009
-ANSWER = "220 api greets 10.77.0.2\r\nho"
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ async def by_tunnel(two: Pair) -> int:
 
 
 async def test_killed(two: Pair) -> None:
-    assert await two.talk() == ANSWER
+    assert await two.talk() == CAPTURED
     assert await soon(lambda: _is(two, 1))
     process = two.one.process
     assert process is not None
@@ -60,7 +59,7 @@ async def test_killed(two: Pair) -> None:
 
     await two.mesh.start_agent(two.one)
     assert await soon(lambda: _captured(two))
-    assert await two.talk() == ANSWER
+    assert await two.talk() == CAPTURED
     assert await soon(lambda: _is(two, 2))
     rows = {r["workload"]: r for r in (await two.ask(two.one, "capture"))["rows"]}
     assert (rows["shop/web"]["fail_mode"], rows["shop/web"]["passed"]) == ("open", 1)
@@ -86,7 +85,7 @@ async def test_units(parent: str) -> None:
         create_cgroup(cgroup)
         await two.apply(opened(workload("unit", "one", {"cgroup": cgroup})))
         await two.enrol("unit", "api")
-        assert await two.talk(place) == ANSWER
+        assert await two.talk(place) == CAPTURED
         await killed(two)
         assert (await two.talk(place)).endswith("ho")
         remove_cgroup(cgroup)
@@ -95,7 +94,7 @@ async def test_units(parent: str) -> None:
             assert (await two.talk(place)).endswith("ho")
         assert await by_tunnel(two) == 1
         await back(two, "shop/unit")
-        assert await two.talk(place) == ANSWER
+        assert await two.talk(place) == CAPTURED
         answer = await two.ask(two.one, "capture")
         assert (answer["rows"][0]["passed"], answer["unnamed"]) == (1, {"units": 2, "containers": 0})
         await says(two, ("new units", 2), ("shop/unit", 1))
@@ -158,13 +157,13 @@ async def test_who_became_closed_meanwhile_is_told_of_all_the_same(two: Pair) ->
     await two.enrol("web")
     await back(two, "shop/web")
     assert await soon(lambda: _fails(two, "closed"))
-    assert await two.talk() == ANSWER
+    assert await two.talk() == CAPTURED
     await says(two, ("shop/web", 1))
 
 
 async def test_stopped_in_good_order(two: Pair) -> None:
     """Passing begins when draining does: nobody falls between the two."""
-    assert await two.talk() == ANSWER
+    assert await two.talk() == CAPTURED
     process = two.one.process
     assert process is not None
     await process.end(grace=10)
@@ -175,7 +174,7 @@ async def test_stopped_in_good_order(two: Pair) -> None:
 async def test_the_mode_can_change(two: Pair) -> None:
     await two.apply(workload("web", "one", {"uid": WEB}))
     await two.enrol("web")
-    assert await two.talk() == ANSWER
+    assert await two.talk() == CAPTURED
     process = two.one.process
     assert process is not None
     await process.kill()

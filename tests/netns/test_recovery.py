@@ -8,9 +8,8 @@ import trio
 
 from agent.leaf import Leaf
 from agent.node.state import State
-from tests.netns.node import Pair, pair, soon
+from tests.netns.node import CAPTURED, Pair, pair, soon
 
-CAPTURED = "220 api greets 10.77.0.2\r\nho"
 LIFE = 4.0
 SHORT = {"CULVERT_CENTRAL_LIVES_NODE": "4s"}
 

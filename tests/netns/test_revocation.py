@@ -7,10 +7,8 @@ import pytest
 import trio
 
 from agent.lab.place import Place
-from tests.netns.node import WEB, Pair, pair, soon
+from tests.netns.node import CAPTURED, WEB, Pair, pair, soon
 from tests.netns.traffic import dial
-
-CAPTURED = "220 api greets 10.77.0.2\r\nho"
 
 
 @pytest.fixture
