@@ -9,12 +9,16 @@ import msgspec
 class Direction(enum.Enum):
     """Which end of the connection this record speaks for."""
 
+    __hash__ = object.__hash__  # Enum's own is a call in Python, and every connection is looked up by it
+
     OUTBOUND = "outbound"
     INBOUND = "inbound"
 
 
 class Security(enum.Enum):
     """How the bytes travel beyond this process: in a tunnel, in clear, or not at all (both ends on this node)."""
+
+    __hash__ = object.__hash__  # Enum's own is a call in Python, and every connection is looked up by it
 
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
@@ -24,12 +28,14 @@ class Security(enum.Enum):
 class Verdict(enum.Enum):
     """allowed: it was carried. refused: policy or routing said no. failed: it was allowed, but could not be carried."""
 
+    __hash__ = object.__hash__  # Enum's own is a call in Python, and every connection is looked up by it
+
     ALLOWED = "allowed"
     REFUSED = "refused"
     FAILED = "failed"
 
 
-class Party(msgspec.Struct, frozen=True, omit_defaults=True):
+class Party(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One end: `workload` as namespace/name, `identity` as a SPIFFE URI, `address` as IP:port; empty when unknown."""
 
     workload: str = ""
@@ -37,7 +43,7 @@ class Party(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str = ""
 
 
-class Connection(msgspec.Struct, frozen=True, omit_defaults=True):
+class Connection(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A live or closed connection.
 
     `id` is unique on the node. `sent` counts bytes from source to destination, `received` the other way. `opened` is

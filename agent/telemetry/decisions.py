@@ -35,8 +35,9 @@ class Decisions:
 
     def ended(self, connection: Connection) -> None:
         """It was refused, at first or by a later change, or ended for another reason. Once for each connection."""
-        inbound = connection.direction is Direction.INBOUND
-        if inbound and connection.verdict is Verdict.REFUSED and _OURS.match(connection.reason):
+        if connection.verdict is not Verdict.REFUSED or connection.direction is not Direction.INBOUND:
+            return
+        if _OURS.match(connection.reason):
             self._count("denied", connection.reason)
 
     def rows(self) -> Iterator[tuple[tuple[str, str, str], int]]:
@@ -46,9 +47,11 @@ class Decisions:
 
     def _count(self, decision: str, reason: str) -> None:
         key = (decision, reason)
-        if key not in self._counts and len(self._counts) >= MOST:
+        count = self._counts.get(key)
+        if count is None and len(self._counts) >= MOST:
             key = (decision, OTHERS)
-        self._counts[key] = self._counts.get(key, 0) + 1
+            count = self._counts.get(key)
+        self._counts[key] = (count or 0) + 1
 
 
 def policy_of(reason: str) -> str:

@@ -7,10 +7,11 @@ IDLE seconds is forgotten, so that workloads that are gone do not stay for ever.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agent.clock import Skew
-from agent.connections import Connection, Direction, Party, Security, Verdict
+from agent.connections import Connection, Direction, Security, Verdict
 from agent.telemetry.decisions import Decisions
 from ca.lifetimes import Standing
 
@@ -58,24 +59,28 @@ class TcpCounts:
 
     def closed(self, connection: Connection, now: float) -> None:
         """It ended, or never began."""
-        if connection.carried:
-            self._carried(connection, now)
-            del self._counted[connection.id]
-        else:
-            self.decisions.began(connection)
-        self.decisions.ended(connection)
+        allowed = connection.verdict is Verdict.ALLOWED
         series = self._at(connection, connection.verdict, now)
-        if connection.verdict is Verdict.ALLOWED:
+        if allowed:
             series.closed += 1
         else:
             series.failed += 1
+        if connection.carried:
+            known = self._counted.pop(connection.id, None)
+            self._carried(connection, known, series if allowed else self._at(connection, Verdict.ALLOWED, now))
+        else:
+            self.decisions.began(connection)
+        self.decisions.ended(connection)
 
     def live(self, connections: Iterable[Connection], now: float) -> None:
         """Those that are carried now, with what they have carried so far; some may be missing for once, because their
         worker was slow to answer."""
         for connection in connections:
             if connection.carried:
-                self._carried(connection, now)
+                known, moved = self._counted.get(connection.id), (connection.sent, connection.received)
+                if known is None or known[:2] != moved:
+                    self._carried(connection, known, self._at(connection, Verdict.ALLOWED, now))
+                self._counted[connection.id] = *moved, now
         self._counted = {k: c for k, c in self._counted.items() if now - c[2] < IDLE}
 
     def rows(self, now: float) -> list[tuple[tuple[str, ...], _Series]]:
@@ -83,22 +88,28 @@ class TcpCounts:
         self._series = {k: s for k, s in self._series.items() if now - s.touched < IDLE}
         return sorted(self._series.items())
 
-    def _carried(self, connection: Connection, now: float) -> None:
-        """Count that it was opened, once, and the bytes that were not counted yet."""
-        known = self._counted.get(connection.id)
-        moved = connection.sent, connection.received
+    def _carried(self, connection: Connection, known: tuple[int, int, float] | None, series: _Series) -> None:
+        """Count that it was opened, once, and the bytes that were not counted yet: `known` are those that were."""
         if known is None:
             self.decisions.began(connection)
-        if known is None or known[:2] != moved:
-            sent, received, _ = known or (0, 0, now)
-            series = self._at(connection, Verdict.ALLOWED, now)
-            series.opened += known is None
-            series.sent += max(0, moved[0] - sent)
-            series.received += max(0, moved[1] - received)
-        self._counted[connection.id] = *moved, now
+            series.opened += 1
+            series.sent += connection.sent
+            series.received += connection.received
+        else:
+            series.sent += max(0, connection.sent - known[0])
+            series.received += max(0, connection.received - known[1])
 
     def _at(self, connection: Connection, verdict: Verdict, now: float) -> _Series:
-        key = _labels(connection, verdict)
+        source, destination = connection.source, connection.destination
+        key = _labels(
+            connection.direction,
+            source.workload,
+            source.identity,
+            destination.workload,
+            destination.identity,
+            connection.security,
+            "UO" if connection.over_budget else _FLAGS[verdict],
+        )
         series = self._series.get(key)
         if series is None:
             if len(self._series) >= SERIES:
@@ -270,19 +281,28 @@ _TEXTS = {
 }
 
 
-def _labels(c: Connection, verdict: Verdict) -> tuple[str, ...]:
-    reporter = "source" if c.direction is Direction.OUTBOUND else "destination"
+@lru_cache(maxsize=4096)
+def _labels(
+    direction: Direction,
+    source: str,
+    source_identity: str,
+    destination: str,
+    destination_identity: str,
+    security: Security,
+    flags: str,
+) -> tuple[str, ...]:
+    """The same for all connections of two workloads, and asked for each."""
     return (
-        reporter,
-        *_party(c.source),
-        *_party(c.destination),
+        "source" if direction is Direction.OUTBOUND else "destination",
+        *_party(source, source_identity),
+        *_party(destination, destination_identity),
         "unknown",
         "tcp",
-        _SECURITY[c.security],
-        "UO" if c.over_budget else _FLAGS[verdict],
+        _SECURITY[security],
+        flags,
     )
 
 
-def _party(party: Party) -> tuple[str, str, str]:
-    namespace, _, name = party.workload.partition("/")
-    return name or "unknown", namespace or "unknown", party.identity or "unknown"
+def _party(workload: str, identity: str) -> tuple[str, str, str]:
+    namespace, _, name = workload.partition("/")
+    return name or "unknown", namespace or "unknown", identity or "unknown"

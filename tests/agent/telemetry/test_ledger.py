@@ -227,6 +227,16 @@ def test_one_line_for_each_closed_connection(log):
     assert ledger.dropped == 5
 
 
+def test_times_are_told_as_finely_as_they_mean_something(log):
+    ledger, read = log
+    ledger.take(Closed([connection(opened=1_800_000_000.123678, duration=0.00123456789)]))
+    ledger.take(Closed([connection(2, opened=1_799_999_999.9996, duration=0.0000004)]))
+    assert [(line["opened"], line["duration"]) for line in read()] == [
+        (1_800_000_000.124, 0.001235),
+        (1_800_000_000.0, 0.0),
+    ]
+
+
 def test_the_last_closed_ones_are_kept():
     ledger = Ledger(None, lambda: 0.0)
     ledger.take(Closed([connection(n) for n in range(KEEP + 5)]))
