@@ -6,6 +6,8 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Literal, Protocol
 
+import msgspec
+
 from agent.connections import Connection, Direction, Party, Security, Verdict
 from agent.policy import Decision, Facts
 
@@ -36,59 +38,39 @@ class Account(Protocol):
         """Whom it meant refused it, before it ends."""
 
 
-class Entry:
-    """One connection. Filled in as its facts become known."""
+class Entry(msgspec.Struct, eq=False):
+    """One connection. Filled in as its facts become known; each entry is equal to itself only.
 
-    __slots__ = (
-        "account",
-        "carried",
-        "carrier",
-        "descriptors",
-        "destination",
-        "direction",
-        "dry_run",
-        "facts",
-        "id",
-        "opaque",
-        "opened",
-        "over_budget",
-        "policy",
-        "preface",
-        "reason",
-        "security",
-        "source",
-        "source_kept",
-        "started",
-        "state",
-        "trace",
-        "tunnel",
-        "verdict",
-    )
+    A Struct for its speed: what most connections leave as it is costs nothing to begin with.
+    """
 
-    def __init__(self, number: str, direction: Direction, security: Security, source: Party, now: float) -> None:
-        self.id = number
-        self.direction = direction
-        self.security = security
-        self.source = source
-        self.destination = Party()
-        self.opened = now
-        self.started = time.monotonic()
-        self.verdict = Verdict.ALLOWED
-        self.reason = ""
-        self.source_kept = True
-        self.carried = False
-        self.tunnel = ""
-        self.trace = ""
-        self.policy = ""
-        self.dry_run = ""
-        self.opaque = False
-        self.preface = b""  # what the application is told before the caller's first byte
-        self.facts: Facts | None = None  # what it was judged by; None before, and at the source's end
-        self.state: Literal["opening", "open", "closed"] = "opening"
-        self.carrier: Carrier | None = None
-        self.account: Account | None = None  # that it is charged to, as so many descriptors
-        self.descriptors = 0
-        self.over_budget = False
+    id: str
+    direction: Direction
+    security: Security
+    source: Party
+    opened: float
+    started: float
+    """Monotonic, as `opened` is not."""
+    destination: Party = Party()
+    verdict: Verdict = Verdict.ALLOWED
+    reason: str = ""
+    source_kept: bool = True
+    carried: bool = False
+    tunnel: str = ""
+    trace: str = ""
+    policy: str = ""
+    dry_run: str = ""
+    opaque: bool = False
+    preface: bytes = b""
+    """What the application is told before the caller's first byte."""
+    facts: Facts | None = None
+    """What it was judged by; None before, and at the source's end."""
+    state: Literal["opening", "open", "closed"] = "opening"
+    carrier: Carrier | None = None
+    account: Account | None = None
+    """That it is charged to, as so many `descriptors`."""
+    descriptors: int = 0
+    over_budget: bool = False
 
     def judged(self, facts: Facts, decision: Decision, *, opaque: bool) -> None:
         """Keep what is needed to tell of the decision, and to judge again."""
@@ -99,28 +81,29 @@ class Entry:
     def record(self) -> Connection:
         """The entry as others see it."""
         carrier = self.carrier
+        # In the order of Connection's fields: by their names it would take five times as long.
         return Connection(
-            id=self.id,
-            direction=self.direction,
-            source=self.source,
-            destination=self.destination,
-            security=self.security,
-            opened=self.opened,
-            verdict=self.verdict,
-            reason=self.reason,
-            duration=time.monotonic() - self.started,
-            sent=carrier.sent if carrier else 0,
-            received=carrier.received if carrier else 0,
-            source_kept=self.source_kept,
-            carried=self.carried,
-            tunnel=self.tunnel,
-            trace=self.trace,
-            policy=self.policy,
-            dry_run=self.dry_run,
-            opaque=self.opaque,
-            preface=len(self.preface),
-            over_budget=self.over_budget,
-            state=self.state,
+            self.id,
+            self.direction,
+            self.source,
+            self.destination,
+            self.security,
+            self.opened,
+            self.verdict,
+            self.reason,
+            time.monotonic() - self.started,
+            carrier.sent if carrier else 0,
+            carrier.received if carrier else 0,
+            self.source_kept,
+            self.carried,
+            self.tunnel,
+            self.trace,
+            self.policy,
+            self.dry_run,
+            self.opaque,
+            len(self.preface),
+            self.over_budget,
+            self.state,
         )
 
 
@@ -139,7 +122,7 @@ class Book:
     def enter(self, direction: Direction, security: Security, source: Party) -> Entry:
         """Begin a connection."""
         self._count += 1
-        entry = Entry(f"{self._worker}.{self._count}", direction, security, source, time.time())
+        entry = Entry(f"{self._worker}.{self._count}", direction, security, source, time.time(), time.monotonic())
         self.live[entry.id] = self._opening[entry.id] = entry
         return entry
 

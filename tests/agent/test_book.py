@@ -2,7 +2,7 @@
 
 from agent import book as book_module
 from agent.book import Book
-from agent.connections import Direction, Party, Security, Verdict
+from agent.connections import Connection, Direction, Party, Security, Verdict
 
 
 class Carried:
@@ -76,3 +76,27 @@ def test_what_opens_for_too_long_is_given_up_and_what_is_open_is_not():
     reason, verdict = entries[0].carrier.aborted[0]
     assert verdict is Verdict.FAILED
     assert "no connection came about" in reason
+
+
+def test_each_fact_of_an_entry_stands_where_it_belongs():
+    book, _ = written()
+    entry = enter(book)
+    own = {"id", "opened", "state", "duration", "sent", "received", "preface"}
+    facts = [f for f in Connection.__struct_fields__ if f not in own]
+    for fact in facts:
+        setattr(entry, fact, f"the {fact}")
+    entry.preface, entry.carrier, entry.state = b"12345", Carried(), "open"
+    record = entry.record()
+    assert {f: getattr(record, f) for f in facts} == {f: f"the {f}" for f in facts}
+    assert (record.id, record.opened, record.state) == ("7.1", entry.opened, "open")
+    assert (record.sent, record.received, record.preface) == (3, 4, 5)
+    assert 0 <= record.duration < 60
+
+
+def test_entries_begin_alike_and_share_nothing():
+    book, _ = written()
+    one, other = enter(book), enter(book)
+    assert one != other
+    assert (one.destination, one.verdict, one.reason, one.carrier) == (Party(), Verdict.ALLOWED, "", None)
+    one.verdict, one.destination = Verdict.REFUSED, Party("shop/db")
+    assert (other.verdict, other.destination) == (Verdict.ALLOWED, Party())
