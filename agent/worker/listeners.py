@@ -23,6 +23,22 @@ _PASSING = frozenset(
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+class _Listening(socket.socket):
+    """Takes over a listening socket. Each accept asks for both of these, and Python's own looks them up by name."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._family = sock.family
+        super().__init__(fileno=sock.detach())
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return self._family
+
+    @property
+    def type(self) -> socket.SocketKind:
+        return socket.SOCK_STREAM
+
+
 class Listeners:
     """Accepts in the relay's rounds, level-triggered: what is left in a queue comes round again.
 
@@ -39,6 +55,7 @@ class Listeners:
     def add(self, number: int, role: Role, workload: str, sock: socket.socket) -> None:
         """Accept at `sock`, which is ours from here."""
         self.remove(number)
+        sock = _Listening(sock)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         self._socks[number] = sock
