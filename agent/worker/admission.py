@@ -19,7 +19,8 @@ from ca.identity import WorkloadIdentity
 from ca.resources.workload import NEVER_CAPTURED, Workload
 
 _AUTHORITY = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})")
-_FORWARDED = re.compile(r'for="(\[?[0-9a-fA-F:.]{2,45}\]?):([0-9]{1,5})"')
+# An IPv4 address is one of the second kind too: told apart it is found without going back from its port.
+_FORWARDED = re.compile(r'for="([0-9.]{7,15}|\[?[0-9a-fA-F:.]{2,45}\]?):([0-9]{1,5})"')
 _KEPT = 4096  # rulings; full, it starts anew
 
 

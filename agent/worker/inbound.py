@@ -8,6 +8,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agent.authorize import Authorizer
 from agent.book import Book, Entry
@@ -44,6 +45,12 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
+@lru_cache(maxsize=1024)
+def _peer(identity: str, address: str) -> Party:
+    """Who speaks in a tunnel, as long as it is not known for whom: the same for each of its streams."""
+    return Party(identity=identity, address=endpoint(address, 0))
+
+
 @dataclass(slots=True)
 class Marks:
     """Marks for dialled sockets; `spoof` is 0 where the kernel cannot dial from foreign addresses."""
@@ -73,8 +80,7 @@ class Inbound:
 
     def asked(self, snapshot: Snapshot, link: Link, asked: Asked) -> None:
         """A peer opened a stream."""
-        ask = asked.ask
-        source = Party(identity=str(link.peer), address=endpoint(link.peer_address, 0))
+        ask, source = asked.ask, _peer(str(link.peer), link.peer_address)
         entry = self._book.enter(Direction.INBOUND, Security.MTLS, source)
         entry.tunnel = link.number
         if ask is None:
@@ -83,7 +89,7 @@ class Inbound:
         claimed, port = parse_forwarded(ask.forwarded)
         ruling = self._admission.rule(snapshot, link.peer, link.local, link.peer_address, claimed, ask.authority)
         caller = endpoint(ruling.caller, port if ruling.believed else 0)
-        entry.source, entry.destination = Party(ruling.source, str(link.peer), caller), ruling.destination
+        entry.source, entry.destination = Party(ruling.source, source.identity, caller), ruling.destination
         if trace := _TRACE.fullmatch(ask.traceparent):
             entry.trace = trace[1]
         judged = ruling.judged
@@ -220,19 +226,16 @@ class Inbound:
         """A socket connecting to the workload, from the caller's address where it wants that and the kernel lets us."""
         family = _family(where[0])
         sock = self._stocked(workload, family)
-        mode = workload.spec.source_address
-        if mode is SourceAddress.PROXY_PROTOCOL:
+        mode, keep = workload.spec.source_address, False
+        if mode is SourceAddress.PRESERVE:
+            # From a foreign address to loopback (or back) no route leads, so there the application sees the agent.
+            alike = _family(caller) == family and is_loopback(caller) == is_loopback(where[0])
+            keep = alike and bool(self.marks.spoof)
+        elif mode is SourceAddress.PROXY_PROTOCOL:
             entry = entries[-1]
             entry.preface = proxyheader.header(
                 parse_authority(entry.source.address) or (caller, 0), where, entry.source.identity
             )
-        # From a foreign address to loopback (or back) no route leads, so there the application sees the agent.
-        keep = (
-            mode is SourceAddress.PRESERVE
-            and self.marks.spoof
-            and _family(caller) == family
-            and is_loopback(caller) == is_loopback(where[0])
-        )
         if sock is None:
             sock = spoof_socket(family, self.marks.spoof) if keep else dial_socket(family, self.marks.agent)
         try:
@@ -240,9 +243,9 @@ class Inbound:
                 try:
                     spoof_source(sock, caller)
                 except OSError:
-                    keep = 0
+                    keep = False
             for entry in entries:
-                entry.source_kept = bool(keep)
+                entry.source_kept = keep
             _connect(sock, *where)
         except BaseException:
             sock.close()
@@ -252,8 +255,11 @@ class Inbound:
     def _stocked(self, workload: Workload, family: socket.AddressFamily) -> socket.socket | None:
         """A socket inside the workload's own network namespace, where it has one. None elsewhere, and only there: one
         of ours would lead to other places by the same addresses."""
-        sock = self._stocks.take(workload.title, family)
-        if sock is None and self._stocks.needed(workload.title):
+        title = workload.title
+        if not self._stocks.needed(title):
+            return None
+        sock = self._stocks.take(title, family)
+        if sock is None:
             raise OSError(errno.EAGAIN, "no socket inside its network namespace yet")
         return sock
 
