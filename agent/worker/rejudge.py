@@ -34,6 +34,8 @@ def rejudge(book: Book, authorizer: Authorizer, before: Snapshot, after: Snapsho
 def _objection(authorizer: Authorizer, view: Snapshot, entry: Entry) -> str:
     """Why the connection may not go on; empty if it may."""
     if entry.direction is Direction.OUTBOUND:
+        if not entry.source.workload:
+            return ""  # nobody's, which the resolver passed on as it was: policies hold where it arrives
         if _named(entry.source.workload) not in view.here:
             return f"{entry.source.workload} is not enrolled any more"
         if not entry.destination.identity:

@@ -1,17 +1,32 @@
 """A unit that restarts a hundred times under traffic: its cgroup is a new one each time, and nothing slips out."""
 
+import json
 import signal
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
+from agent.lab.place import Place, create_cgroup
+from agent.lab.process import Process
+from agent.lab.programs import SYSTEM_PYTHON
 from tests.netns.node import soon, workload
-from tests.netns.unit import MARKER, Unit, open_unit
+from tests.netns.unit import MARKER, PORT, Unit, open_unit
 from tests.promises import not_even_once
 
 RATE = 200
 """Attempts a second, at least, in each round."""
+
+STRICT, ELSEWHERE = {"mode": "STRICT"}, {"matchLabels": {"app": "elsewhere"}}
+
+TALK = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as s:
+    while s.sendall(b"h") or s.recv(1):
+        print("heard", flush=True)
+        time.sleep(0.02)
+"""
 
 
 @pytest.mark.alone
@@ -111,3 +126,56 @@ async def test_neighbours_of_a_unit_are_left_alone(unit: Unit, parent: str) -> N
     # Known by now, it is left alone; nft shows cgroups by their paths.
     known = await unit.two.nft(unit.two.one.machine, "list", "set", "inet", "culvert", "known-2")
     assert f"{parent}/stranger.service" in known
+
+
+async def test_a_neighbours_connection_outlives_every_change_but_one_that_refuses_it(unit: Unit, parent: str) -> None:
+    """It was passed on as nobody's, and nothing here says that it may not go on; at the other end a policy may."""
+    two = unit.two
+    talk = await _talk_unseen(unit, f"{parent}/stranger.service")
+    await two.mesh.operator("ca", "revoke", "workload", "shop/pod")  # heard of before what follows
+    for change in (
+        _policy("AuthorizationPolicy", "elsewhere", {"action": "DENY", "rules": [{"to": _port(1)}]}),
+        _policy("PeerAuthentication", "elsewhere", {"selector": ELSEWHERE, "mtls": STRICT}),
+        _policy("AuthorizationPolicy", "passes", {"action": "ALLOW", "rules": [{"to": _port(PORT)}]}),
+        workload("other", "one", {"uid": 64009}),
+    ):
+        await two.apply(change)
+        await _goes_on(talk)
+    (live,) = (await two.ask(two.one, "connections"))["live"]
+    assert not live["source"].get("workload")
+    await two.apply(_policy("PeerAuthentication", "all", {"mtls": STRICT}))
+    with trio.fail_after(10):
+        assert await talk.wait() != 0
+    assert "ConnectionResetError" in talk.output()
+    assert [c["verdict"] for c in await _told(unit, "no workload's", 1)] == ["allowed"]
+    closed = (await two.ask(two.two, "connections"))["closed"]
+    assert [(c["verdict"], "without an identity" in c["reason"]) for c in closed] == [("refused", True)]
+
+
+async def _talk_unseen(unit: Unit, cgroup: str) -> Process:
+    """A program that talks to the unit's server over one connection, of a cgroup that the supervisor has not seen."""
+    process = unit.two.one.process
+    assert process
+    process.signal(signal.SIGSTOP)
+    try:
+        create_cgroup(cgroup)
+        place = Place(unit.two.one.machine.namespace, cgroup=cgroup)
+        talk = unit.two.lab.start("talk", place, [SYSTEM_PYTHON, "-c", TALK, unit.address, str(PORT)])
+        await _goes_on(talk)
+    finally:
+        process.signal(signal.SIGCONT)
+    assert await unit.resolved() == 1
+    return talk
+
+
+async def _goes_on(talk: Process) -> None:
+    heard = talk.output().count("heard")
+    await talk.until(lambda: talk.output().count("heard") > heard + 1, "hear more", 10)
+
+
+def _policy(kind: str, name: str, spec: dict[str, Any]) -> msgspec.Raw:
+    return msgspec.Raw(json.dumps({"kind": kind, "metadata": {"name": name, "namespace": "shop"}, "spec": spec}))
+
+
+def _port(number: int) -> list[dict[str, Any]]:
+    return [{"operation": {"ports": [number]}}]

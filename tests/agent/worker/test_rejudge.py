@@ -33,11 +33,13 @@ DENY = AuthorizationPolicy(
 
 
 class Live:
-    """One connection of each sort: out of web, into db out of a tunnel, into db in plaintext."""
+    """One connection of each sort: out of web, nobody's that was passed on, into db out of a tunnel, into db in
+    plaintext."""
 
     def __init__(self) -> None:
         self.book, self.authorizer, self.view = Book(1, lambda: None), Authorizer(), START
         self.out = self._enter(Direction.OUTBOUND, Party("shop/web", str(WEB)), Party("shop/far"), None)
+        self.nobodys = self._enter(Direction.OUTBOUND, Party(address="10.0.0.1:4711"), Party(), None)
         self.tunnel = self._enter(
             Direction.INBOUND, Party("", str(WEB)), Party("shop/db"), Facts(WEB, "10.0.0.2", "10.0.0.1", 81)
         )
@@ -55,7 +57,7 @@ class Live:
         self.view = after
         rejudge(self.book, self.authorizer, before, after, None if reset else {*(r.key for r in put), *delete})
         ended = []
-        for name in ("out", "tunnel", "plain"):
+        for name in ("out", "nobodys", "tunnel", "plain"):
             carrier = getattr(self, name).carrier
             if carrier.aborted:
                 assert all(reason and verdict is Verdict.REFUSED for reason, verdict in carrier.aborted)
