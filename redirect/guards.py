@@ -4,6 +4,7 @@ from redirect.desired import Desired, Marks
 from redirect.names import BORROW, GUARD
 from redirect.phrases import IS_TCP, rule
 from redirect.ruleset import (
+    CONFIRMED,
     CT_DIRECTION,
     CT_MARK,
     CT_STATUS,
@@ -16,11 +17,13 @@ from redirect.ruleset import (
     SOCKET_MARK,
     Base,
     Chain,
+    Code,
     Hook,
     Match,
     Member,
     PutMark,
     Reset,
+    Verdict,
 )
 
 
@@ -47,7 +50,13 @@ def borrow(marks: Marks) -> Chain:
     """Connections that the agent makes from a caller's address: what the local application answers must stay here.
 
     The connection remembers the mark, and the answers get it back; policy routing sends what is marked to loopback.
+
+    The port that the agent gets may be one from which that very caller has a connection to the same place: the kernel
+    sees no socket of that here. Such a SYN is taken for the caller's, and would lead its answers astray; so it waits,
+    as TCP sends it again, until the caller's connection is over.
     """
+    borrowed = (Match(CT_DIRECTION, ORIGINAL), Match(MARK, marks.spoof, marks.mask), Member((SKUID,), "agents"))
+    somebodys = (Match(CT_STATUS, CONFIRMED, CONFIRMED), Match(CT_MARK, marks.spoof, marks.mask, equal=False))
     return Chain(
         BORROW,
         (
@@ -57,13 +66,8 @@ def borrow(marks: Marks) -> Chain:
                 PutMark(marks.spoof),
                 comment="answers to a borrowed address",
             ),
-            rule(
-                Match(CT_DIRECTION, ORIGINAL),
-                Match(MARK, marks.spoof, marks.mask),
-                Member((SKUID,), "agents"),
-                PutMark(marks.spoof, connection=True),
-                comment="from a borrowed address",
-            ),
+            rule(*borrowed, *somebodys, Verdict(Code.DROP), comment="the caller's own connection"),
+            rule(*borrowed, PutMark(marks.spoof, connection=True), comment="from a borrowed address"),
         ),
         Base("route", Hook.OUTPUT, -150),
     )

@@ -23,8 +23,8 @@ ETHERNET = 1
 REPLY, ORIGINAL = 1, 0
 SYN, FLAGS = 0x02, 0x17
 """The TCP flag that opens a connection, and those that together with it mean something else: FIN, RST, ACK."""
-DNAT = 0x20
-"""IPS_DST_NAT, a bit of a connection's status (linux/netfilter/nf_conntrack_common.h)."""
+CONFIRMED, DNAT = 0x08, 0x20
+"""IPS_CONFIRMED and IPS_DST_NAT, bits of a connection's status (linux/netfilter/nf_conntrack_common.h)."""
 
 
 @dataclass(frozen=True, slots=True)

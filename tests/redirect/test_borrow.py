@@ -1,5 +1,6 @@
 """Dialling a local application from the caller's own address, which is not this machine's."""
 
+import select
 import socket
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from redirect.desired import Capture, Desired, Marks, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from redirect.netlink import CaptureError
-from redirect.origdst import spoof_socket
+from redirect.origdst import listener, spoof_socket
 from redirect.routing import PROTOCOL
 from tests.redirect.conftest import Wire
 from tests.redirect.traffic import MARKS, Seen, Server, as_user, family, ip
@@ -85,6 +86,41 @@ def test_only_the_agents_uid_borrows(wire: Wire, kernel: Kernel) -> None:
     kernel.apply(DESIRED)
     with Server(wire.node, "application", "0.0.0.0", 81), pytest.raises((TimeoutError, ConnectionRefusedError)):
         _talk(wire.node, "10.77.0.1", "198.51.100.7", uid=4711)
+
+
+@pytest.mark.parametrize(("address", "source"), [("10.77.0.1", "10.77.0.9"), ("fd77::1", "fd77::9")])
+@pytest.mark.parametrize("port", [15006, 80], ids=["captured", "left alone"])
+def test_the_callers_own_connection_from_that_port_is_not_touched(
+    wire: Wire, kernel: Kernel, address: str, source: str, port: int
+) -> None:
+    """The agent dials for one of the caller's connections, and gets the port that another one of them has."""
+    kernel.apply(DESIRED if port == 15006 else Desired(agent_uids=(990,)))
+    anywhere = "::" if ":" in address else "0.0.0.0"
+    mark = MARKS.agent if port == 15006 else 0
+    listening = in_namespace(wire.node, lambda: listener(family(address), anywhere, port, mark))
+    listening.settimeout(5)
+
+    def dial(source_port: int) -> socket.socket:
+        as_user(990)
+        sock = spoof_socket(family(address), MARKS.spoof)
+        sock.bind((source, source_port))
+        sock.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            sock.connect((address, 80))
+        return sock
+
+    with Server(wire.node, "application", anywhere, 80) if port == 15006 else listening:
+        client = in_namespace(wire.far, lambda: socket.create_connection((address, 80), 5, (source, 0)))
+        with listening.accept()[0] as accepted, client:
+            dialled = in_namespace(wire.node, lambda: dial(client.getsockname()[1]))
+            client.sendall(b"there")
+            assert accepted.recv(100) == b"there"
+            accepted.sendall(b"back")
+            assert client.recv(100) == b"back"
+        with dialled:
+            assert select.select([], [dialled], [], 10)[1]
+            assert dialled.getpeername()[:2] == (address, 80)
+    listening.close()
 
 
 def test_rules_and_routes_are_installed_once_and_removed(netns: str, kernel: Kernel) -> None:
