@@ -28,7 +28,7 @@ class Refused(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the message to stderr."""
-        click.echo(f"culvert: {self.format_message()}", file=file, err=file is None)
+        click.echo(_fitted(f"culvert: {self.format_message()}"), file=file, err=file is None)
 
 
 def output_option(*formats: str) -> Callable[[_F], _F]:
@@ -84,7 +84,23 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Something that works today and will not for long: stderr."""
-    click.echo(f"culvert: warning: {text}", err=True)
+    click.echo(_fitted(f"culvert: warning: {text}"), err=True)
+
+
+def _fitted(text: str) -> str:
+    """`text` with lines no longer than the terminal's, where stderr is one: for whoever else reads it, a message stays
+    one line. Words are not broken, so that a path can still be copied."""
+    if not sys.stderr.isatty():
+        return text
+    import textwrap  # nor is this for commands that run for months
+
+    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        if len(line) > width
+        else line
+        for line in text.split("\n")
+    )
 
 
 def ago(seconds: float) -> str:

@@ -1,4 +1,9 @@
 import json
+import os
+import pty
+import subprocess
+import sys
+import termios
 
 import click
 import pytest
@@ -51,6 +56,39 @@ def test_refused_has_exit_code_1() -> None:
     result = CliRunner().invoke(refuse)
     assert result.exit_code == 1
     assert result.stderr == "culvert: node web-9: there is none; see culvert get nodes\n"
+
+
+SOCKET = "/nonexistent/a-directory-with-a-name/that-is-longer-than-the-terminal/agent.sock"
+STATUS = [sys.executable, "-m", "agent.cli", "status", "--socket", SOCKET]
+
+
+def test_an_error_fits_the_terminal_and_breaks_no_word() -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 50))
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        done = subprocess.run(STATUS, stdout=subprocess.PIPE, stderr=theirs, timeout=30)
+        os.close(theirs)
+        lines = screen.read(4096).decode().splitlines()
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert lines[0].startswith("culvert: no agent answers")
+    assert len(lines) > 2
+    assert all(len(line) <= 50 or SOCKET in line for line in lines)
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert " ".join(line.strip() for line in lines) == _unseen()
+
+
+def _unseen() -> str:
+    """The same where no terminal is."""
+    (line,) = subprocess.run(STATUS, capture_output=True, timeout=30).stderr.decode().splitlines()
+    return line
+
+
+def test_lines_that_fit_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((20, 24)))
+    assert output._fitted("a table:\n  a    1\n  b    2") == "a table:\n  a    1\n  b    2"
+    assert output._fitted("one two three four five\n  b    2") == "one two three four\n  five\n  b    2"
 
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1434, "1.4K"), (24 * 2**20, "24M")])
