@@ -10,6 +10,8 @@ from redirect.ruleset import (
     CT_STATUS,
     DNAT,
     DPORT,
+    IIF,
+    LOOPBACK,
     MARK,
     ORIGINAL,
     REPLY,
@@ -33,14 +35,19 @@ def guard(desired: Desired) -> Chain:
     The second rule is for the time when the agent is away: another process could bind the port then and be handed
     plaintext, but it cannot mark its socket. Where nothing listens there is no socket to ask and TCP itself refuses.
     All packets towards these ports are asked, not just the first, so that a SYN cookie is no way in either.
+
+    And nobody from outside may meddle with a borrowed connection: a caller who happens to get the port that the agent
+    has is taken for it, past all that captures, and waits until that connection is over.
     """
     marks = desired.marks
+    borrowed = (Match(CT_DIRECTION, ORIGINAL), Match(CT_MARK, marks.spoof, marks.mask))
     ours = (IS_TCP, Member((DPORT,), "kept-ports"), Match(CT_DIRECTION, ORIGINAL))
     return Chain(
         GUARD,
         (
             rule(*ours, Match(CT_STATUS, 0, DNAT), Reset(), comment="dialled directly"),
             rule(*ours, Match(SOCKET_MARK, marks.agent, marks.mask, equal=False), Reset(), comment="not the agent's"),
+            rule(Match(IIF, LOOPBACK, equal=False), *borrowed, Verdict(Code.DROP), comment="the agent's own dial"),
         ),
         Base("filter", Hook.INPUT, 0),
     )

@@ -2,6 +2,7 @@
 
 import select
 import socket
+import struct
 import subprocess
 from pathlib import Path
 
@@ -121,6 +122,42 @@ def test_the_callers_own_connection_from_that_port_is_not_touched(
             assert select.select([], [dialled], [], 10)[1]
             assert dialled.getpeername()[:2] == (address, 80)
     listening.close()
+
+
+@pytest.mark.parametrize(("address", "source"), [("10.77.0.1", "10.77.0.9"), ("fd77::1", "fd77::9")])
+def test_nor_is_the_agents_by_the_callers(wire: Wire, kernel: Kernel, address: str, source: str) -> None:
+    """The caller gets the port from which the agent dials; it is captured as soon as that is over."""
+    kernel.apply(DESIRED)
+    anywhere = "::" if ":" in address else "0.0.0.0"
+
+    def dial() -> socket.socket:
+        as_user(990)
+        sock = spoof_socket(family(address), MARKS.spoof, source)
+        sock.settimeout(2)
+        sock.connect((address, 80))
+        return sock
+
+    with Server(wire.node, "application", anywhere, 80), Server(wire.node, "agent", anywhere, 15006, MARKS.agent):
+        dialled = in_namespace(wire.node, dial)
+        client = in_namespace(wire.far, lambda: socket.socket(family(address)))
+        with client:
+            client.bind(dialled.getsockname()[:2])
+            client.settimeout(0.3)
+            with dialled:
+                assert (dialled.recv(100), dialled.recv(100)) == (b"application", b"")
+                before = _heard(dialled)
+                with pytest.raises(TimeoutError):
+                    client.connect((address, 80))
+                assert _heard(dialled) == before
+            assert select.select([], [client], [], 10)[1]
+            client.settimeout(5)
+            assert client.recv(100) == b"agent"
+
+
+def _heard(sock: socket.socket) -> int:
+    """Packets that came for it: tcpi_segs_in of linux/tcp.h."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+    return int(struct.unpack_from("=I", info, 140)[0])
 
 
 def test_rules_and_routes_are_installed_once_and_removed(netns: str, kernel: Kernel) -> None:
