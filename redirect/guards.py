@@ -1,7 +1,12 @@
-"""The chains that refuse and bring back: arrivals at our ports, answers to borrowed addresses. Pure."""
+"""The chains that refuse and bring back: arrivals at our ports, answers to borrowed addresses. Pure.
+
+Every packet of the machine comes by these two hooks, so each asks what most packets answer with no, and asks it once.
+"""
+
+from collections.abc import Iterator
 
 from redirect.desired import Desired, Marks
-from redirect.names import BORROW, GUARD
+from redirect.names import BORROW, BORROWED, GUARD, KEPT
 from redirect.phrases import IS_TCP, rule
 from redirect.ruleset import (
     CONFIRMED,
@@ -29,31 +34,38 @@ from redirect.ruleset import (
 )
 
 
-def guard(desired: Desired) -> Chain:
+def guard(desired: Desired) -> Iterator[Chain]:
     """Who may arrive at our capture ports: redirected connections only, and at no socket but the agent's.
 
-    The second rule is for the time when the agent is away: another process could bind the port then and be handed
-    plaintext, but it cannot mark its socket. Where nothing listens there is no socket to ask and TCP itself refuses.
-    All packets towards these ports are asked, not just the first, so that a SYN cookie is no way in either.
+    The second rule about them is for the time when the agent is away: another process could bind the port then and be
+    handed plaintext, but it cannot mark its socket. Where nothing listens there is no socket to ask and TCP itself
+    refuses. All packets towards these ports are asked, not just the first, so that a SYN cookie is no way in either.
 
     And nobody from outside may meddle with a borrowed connection: a caller who happens to get the port that the agent
     has is taken for it, past all that captures, and waits until that connection is over.
     """
     marks = desired.marks
-    borrowed = (Match(CT_DIRECTION, ORIGINAL), Match(CT_MARK, marks.spoof, marks.mask))
-    ours = (IS_TCP, Member((DPORT,), "kept-ports"), Match(CT_DIRECTION, ORIGINAL))
-    return Chain(
+    kept = (Match(CT_DIRECTION, ORIGINAL), IS_TCP, Member((DPORT,), "kept-ports"))
+    outside = (Match(IIF, LOOPBACK, equal=False), Match(CT_DIRECTION, ORIGINAL))
+    borrowed = Match(CT_MARK, marks.spoof, marks.mask)
+    yield Chain(
+        KEPT,
+        (
+            rule(IS_TCP, Match(CT_STATUS, 0, DNAT), Reset(), comment="dialled directly"),
+            rule(IS_TCP, Match(SOCKET_MARK, marks.agent, marks.mask, equal=False), Reset(), comment="not the agent's"),
+        ),
+    )
+    yield Chain(
         GUARD,
         (
-            rule(*ours, Match(CT_STATUS, 0, DNAT), Reset(), comment="dialled directly"),
-            rule(*ours, Match(SOCKET_MARK, marks.agent, marks.mask, equal=False), Reset(), comment="not the agent's"),
-            rule(Match(IIF, LOOPBACK, equal=False), *borrowed, Verdict(Code.DROP), comment="the agent's own dial"),
+            rule(*kept, Verdict(Code.GOTO, KEPT)),
+            rule(*outside, borrowed, Verdict(Code.DROP), comment="the agent's own dial"),
         ),
         Base("filter", Hook.INPUT, 0),
     )
 
 
-def borrow(marks: Marks) -> Chain:
+def borrow(marks: Marks) -> Iterator[Chain]:
     """Connections that the agent makes from a caller's address: what the local application answers must stay here.
 
     The connection remembers the mark, and the answers get it back; policy routing sends what is marked to loopback.
@@ -62,9 +74,16 @@ def borrow(marks: Marks) -> Chain:
     sees no socket of that here. Such a SYN is taken for the caller's, and would lead its answers astray; so it waits,
     as TCP sends it again, until the caller's connection is over.
     """
-    borrowed = (Match(CT_DIRECTION, ORIGINAL), Match(MARK, marks.spoof, marks.mask), Member((SKUID,), "agents"))
+    agents = (Match(CT_DIRECTION, ORIGINAL), Match(MARK, marks.spoof, marks.mask), Member((SKUID,), "agents"))
     somebodys = (Match(CT_STATUS, CONFIRMED, CONFIRMED), Match(CT_MARK, marks.spoof, marks.mask, equal=False))
-    return Chain(
+    yield Chain(
+        BORROWED,
+        (
+            rule(*somebodys, Verdict(Code.DROP), comment="the caller's own connection"),
+            rule(PutMark(marks.spoof, connection=True), comment="from a borrowed address"),
+        ),
+    )
+    yield Chain(
         BORROW,
         (
             rule(
@@ -73,8 +92,7 @@ def borrow(marks: Marks) -> Chain:
                 PutMark(marks.spoof),
                 comment="answers to a borrowed address",
             ),
-            rule(*borrowed, *somebodys, Verdict(Code.DROP), comment="the caller's own connection"),
-            rule(*borrowed, PutMark(marks.spoof, connection=True), comment="from a borrowed address"),
+            rule(*agents, Verdict(Code.GOTO, BORROWED)),
         ),
         Base("route", Hook.OUTPUT, -150),
     )

@@ -6,6 +6,8 @@ TABLE = "culvert"
 """The one table we own, family inet; without an agent, `nft delete table inet culvert` removes capture."""
 
 OUT, PRE, INBOUND, GUARD, BORROW, UNKNOWN = "out", "pre", "inbound", "guard", "borrow", "unknown"
+KEPT, BORROWED = "kept", "borrowed"
+"""Where the guard and the borrowing chain lead what concerns them."""
 HOLD, NEWCOMER, OPEN_NEWCOMER, STRAY = "hold", "newcomer", "open-newcomer", "stray"
 """The chain that sees what comes from behind bridges and from namespaces, where that leads which is held, always or
 while the agent is there, and what is refused."""

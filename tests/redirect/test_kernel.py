@@ -98,7 +98,7 @@ def test_tampering_is_named(netns: str, kernel: Kernel) -> None:
         "set never should not have 80",
         "chain out has a rule that is not ours, rule 8: " + differences[2].partition("rule 8: ")[2],
     ]
-    assert differences[3].startswith("chain guard lacks rule 1: tcp dport @kept-ports ct direction original")
+    assert differences[3].startswith("chain guard lacks rule 1: ct direction original tcp dport @kept-ports goto kept")
     assert differences[5:] == ["chain extra is not ours", "the IPv4 routing rule for mark 0xc0170002 is missing"]
     kernel.apply(DESIRED, afresh=True)
     assert kernel.differences(DESIRED) == []
