@@ -99,8 +99,8 @@ def spoof_source(sock: socket.socket, source_address: str) -> None:
 
 def put_mark(sock: socket.socket, mark: int) -> None:
     """Mark what the socket sends from now on. Raises OSError."""
-    # As bytes: marks are unsigned, and setsockopt takes signed integers.
-    sock.setsockopt(socket.SOL_SOCKET, SO_MARK, struct.pack("=I", mark))
+    # Marks are unsigned, setsockopt takes signed integers. Bytes it takes too, after two failures to read a number.
+    sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark if mark < 2**31 else mark - 2**32)
 
 
 def _make_transparent(sock: socket.socket, family: socket.AddressFamily) -> None:
