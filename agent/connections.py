@@ -6,29 +6,29 @@ from typing import Literal
 import msgspec
 
 
-class Direction(enum.Enum):
-    """Which end of the connection this record speaks for."""
+class _Fact(enum.Enum):
+    """Hashed as what it is: Enum's own way is a call in Python, and every connection is looked up by its facts."""
 
-    __hash__ = object.__hash__  # Enum's own is a call in Python, and every connection is looked up by it
+    __hash__ = object.__hash__
+
+
+class Direction(_Fact):
+    """Which end of the connection this record speaks for."""
 
     OUTBOUND = "outbound"
     INBOUND = "inbound"
 
 
-class Security(enum.Enum):
+class Security(_Fact):
     """How the bytes travel beyond this process: in a tunnel, in clear, or not at all (both ends on this node)."""
-
-    __hash__ = object.__hash__  # Enum's own is a call in Python, and every connection is looked up by it
 
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
     LOCAL = "local"
 
 
-class Verdict(enum.Enum):
+class Verdict(_Fact):
     """allowed: it was carried. refused: policy or routing said no. failed: it was allowed, but could not be carried."""
-
-    __hash__ = object.__hash__  # Enum's own is a call in Python, and every connection is looked up by it
 
     ALLOWED = "allowed"
     REFUSED = "refused"
