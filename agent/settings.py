@@ -78,7 +78,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
         int,
         msgspec.Meta(ge=0, le=1000),
         _doc("Microseconds a busy worker looks for more before it sleeps; 0: always sleep."),
-    ] = 200
+    ] = 300
     worker_user: Annotated[str, _doc("User, by name or number, that workers run as.")] = "culvert"
     capture_ports: Annotated[str, _doc("Loopback ports for captured connections, one a workload.")] = "15100-15999"
     metrics: Annotated[str, _doc("IP:PORT for Prometheus; empty: none.")] = "127.0.0.1:15020"
