@@ -15,6 +15,7 @@ SO_MARK = 36
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
 IP_BIND_ADDRESS_NO_PORT = 24
+IP_LOCAL_PORT_RANGE = 51
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
@@ -95,6 +96,19 @@ def spoof_socket(family: socket.AddressFamily, spoof_mark: int, source_address: 
 def spoof_source(sock: socket.socket, source_address: str) -> None:
     """Bind a socket from `spoof_socket` to its source; needs no privilege. The port is chosen when it connects."""
     sock.bind((source_address, 0))
+
+
+def prefer_port(sock: socket.socket, port: int) -> bool:
+    """Let a socket from `spoof_socket` connect from `port` only, 0: from any again; -> whether the kernel can (Linux
+    6.3). `connect` says EADDRNOTAVAIL where it is taken. A port outside the machine's own range means nothing.
+
+    To bind to it would take the port from everybody who connects from this machine, to wherever.
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", port, port))
+    except OSError:
+        return False
+    return True
 
 
 def put_mark(sock: socket.socket, mark: int) -> None:

@@ -46,7 +46,7 @@ def parse_authority(text: str) -> tuple[str, int] | None:
 def parse_forwarded(text: str) -> tuple[str, int]:
     """(address, port) that a peer says it speaks for; ("", 0) if it says nothing that can be read."""
     found = _FORWARDED.fullmatch(text)
-    return (found[1].strip("[]"), int(found[2])) if found else ("", 0)
+    return (found[1].strip("[]"), int(found[2])) if found and int(found[2]) < 2**16 else ("", 0)
 
 
 @dataclass(frozen=True, slots=True)

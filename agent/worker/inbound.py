@@ -33,6 +33,7 @@ from redirect.origdst import (
     NotRedirected,
     dial_socket,
     original_destination,
+    prefer_port,
     put_mark,
     spoof_socket,
     spoof_source,
@@ -102,7 +103,8 @@ class Inbound:
             self._answer(link, asked, entry, 429, over)
             return
         try:
-            sock = self._dialled(snapshot, judged.workload, judged.where, ruling.caller, entry)
+            own = port if ruling.believed else 0
+            sock = self._dialled(snapshot, judged.workload, judged.where, ruling.caller, entry, port=own)
         except OSError as error:
             reason = f"cannot dial {endpoint(*judged.where)}: {error.strerror or error}"
             self._answer(link, asked, entry, 503, reason)
@@ -221,9 +223,20 @@ class Inbound:
         Pair(self._relay, sock, callee, self._book, entries)
 
     def _dialled(
-        self, snapshot: Snapshot, workload: Workload, where: tuple[str, int], caller: str, *entries: Entry
+        self,
+        snapshot: Snapshot,
+        workload: Workload,
+        where: tuple[str, int],
+        caller: str,
+        *entries: Entry,
+        port: int = 0,
     ) -> socket.socket:
-        """A socket connecting to the workload, from the caller's address where it wants that and the kernel lets us."""
+        """A socket connecting to the workload, from the caller's address where it wants that and the kernel lets us.
+
+        And from the caller's own `port`, if given and free here: the caller has no other connection from there, which
+        this one might have to wait for (`redirect.guards.borrow`). Where the caller's own packets come to this machine
+        it has just that, so none must be given.
+        """
         family = _family(where[0])
         sock = self._stocked(workload, family)
         mode, keep = workload.spec.source_address, False
@@ -246,7 +259,7 @@ class Inbound:
                     keep = False
             for entry in entries:
                 entry.source_kept = keep
-            _connect(sock, *where)
+            _connect(sock, *where, port if keep else 0)
         except BaseException:
             sock.close()
             raise
@@ -277,8 +290,13 @@ class Inbound:
         self._book.close(entry, Verdict.REFUSED, reason)
 
 
-def _connect(sock: socket.socket, address: str, port: int) -> None:
+def _connect(sock: socket.socket, address: str, port: int, own: int = 0) -> None:
+    """`own` is the port to connect from, if it is free; 0: any."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    preferred = own and prefer_port(sock, own)
     code = sock.connect_ex((address, port))
+    if preferred and code == errno.EADDRNOTAVAIL:
+        prefer_port(sock, 0)
+        code = sock.connect_ex((address, port))
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))

@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from agent.lab.place import Place
 from tests.netns import traffic
 from tests.netns.test_exclusions import said
 from tests.netns.town import STRANGER, Town
+from tests.redirect.test_borrow import needs_port_range
 
 GET = b"GET / HTTP/1.0\r\n\r\n"
 
@@ -32,6 +34,23 @@ async def test_preserved_or_the_agents(town: Town, server: str, caller: str) -> 
         assert first == source.address
     # The agent calls from the workload's own machine or namespace.
     assert agent in (destination.address, town.two.address, "127.0.0.1", "::1", town.two.address6)
+
+
+@needs_port_range
+@pytest.mark.parametrize(("server", "caller"), [("db", "web"), ("store", "front"), ("mail", "web")])
+async def test_from_its_own_port_too(town: Town, server: str, caller: str) -> None:
+    destination, ports = town[server], []
+
+    async def note(stream: trio.SocketStream) -> None:
+        ports.append(stream.socket.getpeername()[1])
+        await traffic.echo(stream)
+
+    async with traffic.serving(destination.server, destination.address, destination.port, note):
+        stream = await traffic.dial(town[caller].place, destination.address, destination.port)
+        async with stream:
+            await stream.send_all(b"ping")
+            assert await stream.receive_some() == b"ping"
+            assert ports == [stream.socket.getsockname()[1]]
 
 
 HAPROXY = """\

@@ -1,5 +1,6 @@
 """Dialling a local application from the caller's own address, which is not this machine's."""
 
+import errno
 import select
 import socket
 import struct
@@ -12,7 +13,7 @@ from redirect.desired import Capture, Desired, Marks, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from redirect.netlink import CaptureError
-from redirect.origdst import listener, spoof_socket
+from redirect.origdst import listener, prefer_port, spoof_socket
 from redirect.routing import PROTOCOL
 from tests.redirect.conftest import Wire
 from tests.redirect.traffic import MARKS, Seen, Server, as_user, family, ip
@@ -25,6 +26,14 @@ CASES = [
     ("fd77::1", "fd77::9"),
     ("fd77::1", "2001:db8::7"),
 ]
+
+
+def _cannot_prefer() -> bool:
+    with socket.socket() as sock:
+        return not prefer_port(sock, 40001)
+
+
+needs_port_range = pytest.mark.skipif(_cannot_prefer(), reason="IP_LOCAL_PORT_RANGE: Linux 6.3 and later")
 
 
 def _talk(netns: str, address: str, source: str, uid: int = 990) -> bytes:
@@ -87,6 +96,39 @@ def test_only_the_agents_uid_borrows(wire: Wire, kernel: Kernel) -> None:
     kernel.apply(DESIRED)
     with Server(wire.node, "application", "0.0.0.0", 81), pytest.raises((TimeoutError, ConnectionRefusedError)):
         _talk(wire.node, "10.77.0.1", "198.51.100.7", uid=4711)
+
+
+@needs_port_range
+@pytest.mark.parametrize(("address", "source"), CASES)
+def test_the_callers_own_port_is_taken_for_one_destination_only(
+    wire: Wire, kernel: Kernel, address: str, source: str
+) -> None:
+    kernel.apply(DESIRED)
+
+    def dial(port: int, *wanted: int) -> socket.socket:
+        as_user(990)
+        sock = spoof_socket(family(address), MARKS.spoof, source)
+        sock.settimeout(2)
+        for each in wanted:
+            assert prefer_port(sock, each)
+            code = sock.connect_ex((address, port))
+            if code != errno.EADDRNOTAVAIL:
+                break
+        assert code == 0
+        return sock
+
+    anywhere = "::" if ":" in address else "0.0.0.0"
+    with (
+        in_namespace(wire.node, lambda: listener(family(address), anywhere, 80)),
+        in_namespace(wire.node, lambda: listener(family(address), anywhere, 81)),
+        in_namespace(wire.node, lambda: dial(80, 40001)) as first,
+        in_namespace(wire.node, lambda: dial(80, 40001, 0)) as second,
+        in_namespace(wire.node, lambda: dial(81, 40001)) as elsewhere,
+        in_namespace(wire.node, lambda: dial(80, 22)) as outside,
+    ):
+        assert first.getsockname()[:2] == elsewhere.getsockname()[:2] == (source, 40001)
+        assert second.getsockname()[1] not in (40001, 0)
+        assert outside.getsockname()[1] not in (40001, 22)
 
 
 @pytest.mark.parametrize(("address", "source"), [("10.77.0.1", "10.77.0.9"), ("fd77::1", "fd77::9")])

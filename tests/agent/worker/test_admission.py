@@ -51,5 +51,12 @@ def test_a_peer_that_asks_for_ever_new_things_fills_no_memory(monkeypatch):
 def test_what_a_peer_says_it_speaks_for():
     assert parse_forwarded('for="10.0.0.2:4711"') == ("10.0.0.2", 4711)
     assert parse_forwarded('for="[fd00::2]:1"') == ("fd00::2", 1)
-    for text in ("", "for=10.0.0.2:1", 'for="10.0.0.2"', 'for="10.0.0.2:1";by=x', 'for="unknown"'):
+    for text in (
+        "",
+        "for=10.0.0.2:1",
+        'for="10.0.0.2"',
+        'for="10.0.0.2:1";by=x',
+        'for="unknown"',
+        'for="10.0.0.2:65536"',
+    ):
         assert parse_forwarded(text) == ("", 0)
