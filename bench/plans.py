@@ -6,7 +6,7 @@ from bench import measures
 from bench.measures import Measure
 from bench.peers import Direct, Peer
 from bench.peers.culvert import Culvert
-from bench.peers.envoy import EnvoyHbone, EnvoyTcp
+from bench.peers.envoy import EnvoyCaptured, EnvoyHbone, EnvoyTcp
 from bench.peers.haproxy import Haproxy
 from bench.peers.nginx import Nginx
 from bench.peers.stunnel import Stunnel
@@ -25,7 +25,7 @@ QUICK_SECONDS = 190.0
 
 def peers() -> list[Peer]:
     """Everybody, the two that are compared first beside each other."""
-    return [Direct(), EnvoyHbone(), Culvert(), EnvoyTcp(), Nginx(), Haproxy(), Stunnel()]
+    return [Direct(), EnvoyHbone(), Culvert(), EnvoyCaptured(), EnvoyTcp(), Nginx(), Haproxy(), Stunnel()]
 
 
 def quick_peers() -> list[Peer]:

@@ -5,11 +5,16 @@ JSON, which is YAML too. Beyond mTLS it sets only what the load needs (circuit b
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
+from agent.lab.place import Place
+from agent.lab.programs import run
 from bench import envoy
 from bench.certificates import uri
+from bench.measures import Site
 from bench.peers.proxies import LISTEN, NAME_A, NAME_B, TUNNEL, ProxyPair, Side, first_line
+from bench.rig import BULK, HTTP, Rig
 
 
 class EnvoyTcp(ProxyPair):
@@ -83,6 +88,26 @@ class EnvoyHbone(EnvoyTcp):
 
     def _common(self, side: Side, own: str, peer: str) -> dict[str, Any]:
         return super()._common(side, own, peer) | {"alpn_protocols": ["h2"]}
+
+
+class EnvoyCaptured(EnvoyHbone):
+    """The same, but the client dials the server's own address as it does with Culvert, and the kernel redirects that to
+    Envoy. Its far side still dials over loopback, from its own address: this has half of what capture costs."""
+
+    name = "envoy-captured"
+
+    async def start(self, rig: Rig, workers: int) -> None:
+        await super().start(rig, workers)
+        rule = f"ip daddr {rig.b.address} tcp dport {{ {HTTP}, {BULK} }} redirect to :{LISTEN}"
+        table = f"table ip bench {{ chain out {{ type nat hook output priority -100; {rule}; }}; }}"
+        done = await run(Place(rig.a.namespace), ["nft", table])
+        if not done.ok:
+            raise OSError(f"nft does not redirect to Envoy: {done.errors}")
+
+    async def aim(self, port: int) -> Site:
+        site = await super().aim(port)
+        assert self._rig
+        return replace(site, host=self._rig.b.address, port=port)
 
 
 def _listener(address: str, port: int, chain: dict[str, Any]) -> dict[str, Any]:
