@@ -88,6 +88,8 @@ def spoof_socket(family: socket.AddressFamily, spoof_mark: int, source_address: 
         _make_transparent(sock, family)
         # Without it bind would take a port for all destinations alike: some 28,000 connections for each source.
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        # A peer says from which port (`prefer_port`): without it no server could listen at this one until it is over.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if source_address:
             spoof_source(sock, source_address)
     return sock

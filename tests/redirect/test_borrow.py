@@ -131,6 +131,31 @@ def test_the_callers_own_port_is_taken_for_one_destination_only(
         assert outside.getsockname()[1] not in (40001, 22)
 
 
+@needs_port_range
+@pytest.mark.parametrize(("address", "source"), CASES)
+def test_a_port_that_a_peer_has_named_can_still_be_listened_at(
+    wire: Wire, kernel: Kernel, address: str, source: str
+) -> None:
+    """Or whoever may call one server here would keep another one, that restarts, from its port."""
+    kernel.apply(DESIRED)
+    anywhere = "::" if ":" in address else "0.0.0.0"
+
+    def dial() -> socket.socket:
+        as_user(990)
+        sock = spoof_socket(family(address), MARKS.spoof, source)
+        sock.settimeout(2)
+        assert prefer_port(sock, 40001)
+        sock.connect((address, 80))
+        return sock
+
+    with (
+        in_namespace(wire.node, lambda: listener(family(address), anywhere, 80)),
+        in_namespace(wire.node, dial) as dialled,
+        in_namespace(wire.node, lambda: listener(family(address), anywhere, 40001)) as restarted,
+    ):
+        assert dialled.getsockname()[1] == restarted.getsockname()[1] == 40001
+
+
 @pytest.mark.parametrize(("address", "source"), [("10.77.0.1", "10.77.0.9"), ("fd77::1", "fd77::9")])
 @pytest.mark.parametrize("port", [15006, 80], ids=["captured", "left alone"])
 def test_the_callers_own_connection_from_that_port_is_not_touched(
