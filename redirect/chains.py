@@ -25,15 +25,15 @@ def workload(capture: Capture, desired: Desired) -> Chain:
     """One workload's own connections. The chain is left by `goto`: nobody is recognised twice."""
     take = Count(), Redirect(capture.port)
     if_there = (PRESENT,) if capture.open else ()
-    rules = [*skips(capture), *_taken(desired, *if_there, *take, comment=CAPTURED)]
+    rules = [*skips(capture), *taken(desired, *if_there, *take, comment=CAPTURED)]
     if capture.open:
         # Whoever comes here would have been taken, had anybody been there.
-        rules += _taken(desired, Count(), Verdict(Code.GOTO, INBOUND), comment=PASSED)
+        rules += taken(desired, Count(), Verdict(Code.GOTO, INBOUND), comment=PASSED)
     rules.append(rule(Count(), Verdict(Code.GOTO, INBOUND), comment=BYPASSED))
     return Chain(FROM + capture.workload, tuple(rules))
 
 
-def _taken(desired: Desired, *statements: Statement, comment: str) -> Iterator[Rule]:
+def taken(desired: Desired, *statements: Statement, comment: str) -> Iterator[Rule]:
     """The rules for what capture takes."""
     yield from towards(MESH, *statements, comment=comment)
     yield towards_local_ports(*statements, comment=comment)

@@ -13,6 +13,7 @@ from redirect.ruleset import (
     CT_LABEL,
     ORIGINAL,
     PLAIN_FIELDS,
+    REPLY,
     Base,
     Count,
     Dispatch,
@@ -164,7 +165,7 @@ class _Reader:
             case "meta":
                 field, register = _FIELDS.get((name, _number(data.get(2)))), data.get(1)
             case "ct":
-                directions = {None: "ct", ORIGINAL: "ct original"}
+                directions = {None: "ct", ORIGINAL: "ct original", REPLY: "ct reply"}
                 kind = directions.get(_number(data[3]) if 3 in data else None, "")
                 field, register = _FIELDS.get((kind, _number(data.get(2)))), data.get(1)
             case "fib":

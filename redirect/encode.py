@@ -21,6 +21,7 @@ from redirect.messages import nft
 from redirect.render import render_rule
 from redirect.ruleset import (
     ORIGINAL,
+    REPLY,
     Chain,
     Count,
     Dispatch,
@@ -317,8 +318,8 @@ def _load(field: Field, register: int) -> tuple[str, list[Any]]:
             return "meta", [("NFTA_META_KEY", field.number), ("NFTA_META_DREG", register)]
         case "ct":
             return "ct", [("NFTA_CT_KEY", field.number), ("NFTA_CT_DREG", register)]
-        case "ct original":
-            direction = ("NFTA_CT_DIRECTION", ORIGINAL)
+        case "ct original" | "ct reply":
+            direction = ("NFTA_CT_DIRECTION", ORIGINAL if field.kind == "ct original" else REPLY)
             return "ct", [("NFTA_CT_KEY", field.number), ("NFTA_CT_DREG", register), direction]
         case "fib":
             # 2 is NFTA_FIB_F_DADDR.

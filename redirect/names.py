@@ -42,7 +42,8 @@ CAPTURED, BYPASSED, SKIPPED, PASSED = "captured", "bypassed", "skipped", "passed
 passed: because the agent was away."""
 
 UNMESHED, UNMESHED_OF = "unmeshed", "unmeshed/"
-"""The chain that sees what is not TCP, and the beginning of the names of workloads' own: unmeshed/NAMESPACE/NAME."""
+"""The chain that sees what is not TCP, and each SYN; and what the names of workloads' own begin with:
+unmeshed/NAMESPACE/NAME."""
 DNS, BLOCKED = "dns", "blocked"
 """Comments of the rules there whose counters are packets; UNMESHED is one as well."""
 

@@ -14,6 +14,7 @@ from redirect.hold import arrived, hold, hold_sets, passed_containers
 from redirect.names import FROM, INBOUND, MESH, OUT, PRE, SERVES, SPARED, TABLE, TRIAL
 from redirect.phrases import agents_own, head, rule
 from redirect.recognise import dispatch, dispatch_maps
+from redirect.reuse import IDENTITIES
 from redirect.ruleset import (
     TCP,
     Base,
@@ -52,6 +53,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             numbers("never", Key.PORT, desired.never),
             *_exempt(desired, now),
             numbers("kept-ports", Key.PORT, (desired.inbound_port, *resolver, *ports)),
+            numbers(IDENTITIES, Key.PORT, ports),
             numbers("agents", Key.UID, desired.agent_uids),
             *(each for capture in desired.captures for each in skip_sets(capture)),
             *parent_sets(desired.asked),

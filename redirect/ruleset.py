@@ -23,8 +23,9 @@ ETHERNET = 1
 REPLY, ORIGINAL = 1, 0
 SYN, FLAGS = 0x02, 0x17
 """The TCP flag that opens a connection, and those that together with it mean something else: FIN, RST, ACK."""
-CONFIRMED, DNAT = 0x08, 0x20
-"""IPS_CONFIRMED and IPS_DST_NAT, bits of a connection's status (linux/netfilter/nf_conntrack_common.h)."""
+SEEN_REPLY, CONFIRMED, DNAT = 0x02, 0x08, 0x20
+"""IPS_SEEN_REPLY, IPS_CONFIRMED and IPS_DST_NAT, bits of a connection's status, from
+linux/netfilter/nf_conntrack_common.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ CT_STATUS = Field("ct", 2, 4, "ct status")
 CT_MARK = Field("ct", 3, 4, "ct mark")
 CT_LABEL = Field("ct", 13, 16, "ct label")
 CT_DPORT = Field("ct original", 12, 2, "ct original proto-dst", big=True)
+CT_TRANSLATED = Field("ct reply", 11, 2, "ct reply proto-src", big=True)
+"""The port that the connection really goes to: from there its answers come."""
 SOCKET_MARK = Field("socket", 1, 4, "socket mark")
 
 PLAIN_FIELDS = (
@@ -89,7 +92,7 @@ PLAIN_FIELDS = (
         DPORT,
         TCP_FLAGS,
     ),
-    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, CT_DPORT, SOCKET_MARK),
+    *(DADDR_TYPE, CT_DIRECTION, CT_STATUS, CT_MARK, CT_LABEL, CT_DPORT, CT_TRANSLATED, SOCKET_MARK),
 )
 
 

@@ -1,26 +1,29 @@
 """What of a workload the mesh does not carry, UDP above all: counted, and dropped if a setting says so. Pure.
 
 Capture takes the first packet of a TCP connection; here each packet is asked, at the hook that it leaves by, so that
-the first rule lets TCP go at once. What the network needs to work at all (ICMP, IGMP, ICMPv6) is nobody's traffic. The
-program is told of a drop at once: send(2) fails with EPERM.
+the first rule lets TCP go at once, all but what opens a connection (see `reuse`). What the network needs to work at all
+(ICMP, IGMP, ICMPv6) is nobody's traffic. The program is told of a drop at once: send(2) fails with EPERM.
 """
 
 from collections.abc import Iterable, Iterator
 
+from redirect import reuse
 from redirect.desired import Capture, Desired, Rest
 from redirect.names import BLOCKED, DNS, FROM, UNMESHED, UNMESHED_OF
-from redirect.phrases import rule
+from redirect.phrases import IS_TCP, rule
 from redirect.recognise import dispatch
 from redirect.ruleset import (
     CT_DIRECTION,
     CT_DPORT,
     DPORT,
+    FLAGS,
     L4PROTO,
     LOOPBACK,
     OIF,
     ORIGINAL,
     REPLY,
-    TCP,
+    SYN,
+    TCP_FLAGS,
     UDP,
     Base,
     Chain,
@@ -60,23 +63,29 @@ def unmeshed(desired: Desired, maps: Iterable[VerdictMap]) -> Iterator[Chain]:
         return
     accept = Verdict(Code.ACCEPT)
     whole = (rule(Verdict(Code.GOTO, UNMESHED_OF + c.workload)) for c in desired.captures if c.recognise.everything)
-    yield from (_workload(capture, trial=desired.until is not None) for capture in desired.captures)
+    yield from (_workload(capture, desired) for capture in desired.captures)
     yield Chain(
         UNMESHED,
-        (*(rule(Match(L4PROTO, protocol), accept) for protocol in (TCP, *_NEEDED)), *dispatch(maps), *whole),
+        (
+            rule(IS_TCP, Match(TCP_FLAGS, SYN, FLAGS, equal=False), accept),
+            *(rule(Match(L4PROTO, protocol), accept) for protocol in _NEEDED),
+            *dispatch(maps),
+            *whole,
+            reuse.of_others(),
+        ),
         Base("filter", Hook.OUTPUT, 0),
     )
 
 
-def _workload(capture: Capture, *, trial: bool) -> Chain:
-    """A trial drops nothing: it must take nothing away that ends later than it does."""
-    rest = Rest.ALLOW if trial else capture.rest
+def _workload(capture: Capture, desired: Desired) -> Chain:
+    """A trial blocks nothing: it must take nothing away that ends later than it does."""
+    rest = Rest.ALLOW if desired.until is not None else capture.rest
     count, accept, drop = Count(), Verdict(Code.ACCEPT), Verdict(Code.DROP)
     if rest is Rest.ALLOW:
         rules = [*_dns(), rule(count, accept, comment=UNMESHED)]
     else:
         rules = [*_let(capture), *(_dns() if rest is Rest.BLOCK else ()), rule(count, drop, comment=BLOCKED)]
-    return Chain(UNMESHED_OF + capture.workload, tuple(rules))
+    return Chain(UNMESHED_OF + capture.workload, (*reuse.of_workload(capture, desired), *rules))
 
 
 def _dns() -> Iterator[Rule]:

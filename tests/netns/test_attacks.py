@@ -1,5 +1,7 @@
 """Port 15008 and the capture ports as somebody sees them who wants in: every refusal, beside what is let in."""
 
+import socket
+import struct
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +14,7 @@ from agent.lab.process import eventually
 from ca import x509
 from ca.identity import Identity, NodeIdentity, OperatorIdentity, WorkloadIdentity
 from tests.netns import traffic
-from tests.netns.town import Town
+from tests.netns.town import STRANGER, Town
 from tests.netns.tunnels import NoTunnel, impostor, open_tunnel
 
 
@@ -174,3 +176,29 @@ async def test_our_client_leaves_when_somebody_else_answers(town: Town) -> None:
     finally:
         with trio.CancelScope(shield=True):
             await town.mesh.operator("delete", "workload", "shop/ghost", "shop/evil")
+
+
+async def test_a_port_that_a_workload_has_just_had_makes_nobody_that_workload(town: Town) -> None:
+    """The kernel remembers for seconds where a connection went that the server reset, whoever dials next."""
+    db = town["db"]
+
+    async def reset(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def ask(place: Place) -> None:
+        with trio.socket.from_stdlib_socket(place.socket(socket.AF_INET)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            await sock.bind((town.one.address, 40001))
+            with trio.fail_after(2):
+                await sock.connect((db.address, db.port))
+            await sock.send(b"ping")
+            with pytest.raises(ConnectionResetError):
+                await sock.recv(100)
+
+    async with traffic.serving(db.server, db.address, db.port, reset) as served:
+        for _ in range(2):
+            await ask(town["web"].place)
+        with pytest.raises(trio.TooSlowError):
+            await ask(Place(town.one.namespace, STRANGER))
+        assert len(served.peers) == 2

@@ -187,9 +187,10 @@ def test_the_listing_reads_well(netns: str, kernel: Kernel) -> None:
     kernel.apply(Desired((replace(WEB, rest=Rest.BLOCK, skip=Skip((8125,))),)))
     listing = " ".join(nft(netns, "list", "table", "inet", "culvert").split())
     for text in (
-        "chain unmeshed { type filter hook output priority filter; policy accept; meta l4proto tcp accept",
+        "chain unmeshed { type filter hook output priority filter; policy accept; "
+        "tcp flags != syn / fin,syn,rst,ack accept meta l4proto icmp accept",
         "meta skuid vmap @unmeshed-by-uid",
-        'chain unmeshed/shop/web { udp dport @skip/shop/web counter packets 0 bytes 0 accept comment "unmeshed" '
+        'meta l4proto tcp accept udp dport @skip/shop/web counter packets 0 bytes 0 accept comment "unmeshed" '
         'udp dport 53 counter packets 0 bytes 0 accept comment "dns" '
         "meta l4proto udp ct direction original ct original proto-dst 53 counter packets 0 bytes 0 accept comment "
         '"dns" meta l4proto udp ct direction reply ct original proto-dst 53 oif "lo" counter packets 0 bytes 0 accept '
