@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from redirect import reuse
 from redirect.desired import Capture, Desired, Rest
 from redirect.names import BLOCKED, DNS, FROM, UNMESHED, UNMESHED_OF
-from redirect.phrases import IS_TCP, rule
+from redirect.phrases import IS_TCP, agents_own, rule
 from redirect.recognise import dispatch
 from redirect.ruleset import (
     CT_DIRECTION,
@@ -69,6 +69,7 @@ def unmeshed(desired: Desired, maps: Iterable[VerdictMap]) -> Iterator[Chain]:
         (
             rule(IS_TCP, Match(TCP_FLAGS, SYN, FLAGS, equal=False), accept),
             *(rule(Match(L4PROTO, protocol), accept) for protocol in _NEEDED),
+            *agents_own(desired.marks),
             *dispatch(maps),
             *whole,
             reuse.of_others(),

@@ -36,6 +36,24 @@ def _cannot_prefer() -> bool:
 needs_port_range = pytest.mark.skipif(_cannot_prefer(), reason="IP_LOCAL_PORT_RANGE: Linux 6.3 and later")
 
 
+def dialled(netns: str, address: str, source: str, *wanted: int, port: int = 80) -> socket.socket:
+    """The agent's connection from a borrowed address, and from the first of the ports `wanted` that is free; 0: any."""
+
+    def dial() -> socket.socket:
+        as_user(990)
+        sock = spoof_socket(family(address), MARKS.spoof, source)
+        sock.settimeout(5)
+        for each in wanted or (None,):
+            assert each is None or prefer_port(sock, each)
+            code = sock.connect_ex((address, port))
+            if code != errno.EADDRNOTAVAIL:
+                break
+        assert code == 0
+        return sock
+
+    return in_namespace(netns, dial)
+
+
 def _talk(netns: str, address: str, source: str, uid: int = 990) -> bytes:
     """What the application says, and more than a window of bytes sent to it."""
 
@@ -104,27 +122,14 @@ def test_the_callers_own_port_is_taken_for_one_destination_only(
     wire: Wire, kernel: Kernel, address: str, source: str
 ) -> None:
     kernel.apply(DESIRED)
-
-    def dial(port: int, *wanted: int) -> socket.socket:
-        as_user(990)
-        sock = spoof_socket(family(address), MARKS.spoof, source)
-        sock.settimeout(2)
-        for each in wanted:
-            assert prefer_port(sock, each)
-            code = sock.connect_ex((address, port))
-            if code != errno.EADDRNOTAVAIL:
-                break
-        assert code == 0
-        return sock
-
     anywhere = "::" if ":" in address else "0.0.0.0"
     with (
         in_namespace(wire.node, lambda: listener(family(address), anywhere, 80)),
         in_namespace(wire.node, lambda: listener(family(address), anywhere, 81)),
-        in_namespace(wire.node, lambda: dial(80, 40001)) as first,
-        in_namespace(wire.node, lambda: dial(80, 40001, 0)) as second,
-        in_namespace(wire.node, lambda: dial(81, 40001)) as elsewhere,
-        in_namespace(wire.node, lambda: dial(80, 22)) as outside,
+        dialled(wire.node, address, source, 40001) as first,
+        dialled(wire.node, address, source, 40001, 0) as second,
+        dialled(wire.node, address, source, 40001, port=81) as elsewhere,
+        dialled(wire.node, address, source, 22) as outside,
     ):
         assert first.getsockname()[:2] == elsewhere.getsockname()[:2] == (source, 40001)
         assert second.getsockname()[1] not in (40001, 0)
@@ -139,21 +144,12 @@ def test_a_port_that_a_peer_has_named_can_still_be_listened_at(
     """Or whoever may call one server here would keep another one, that restarts, from its port."""
     kernel.apply(DESIRED)
     anywhere = "::" if ":" in address else "0.0.0.0"
-
-    def dial() -> socket.socket:
-        as_user(990)
-        sock = spoof_socket(family(address), MARKS.spoof, source)
-        sock.settimeout(2)
-        assert prefer_port(sock, 40001)
-        sock.connect((address, 80))
-        return sock
-
     with (
         in_namespace(wire.node, lambda: listener(family(address), anywhere, 80)),
-        in_namespace(wire.node, dial) as dialled,
+        dialled(wire.node, address, source, 40001) as agents,
         in_namespace(wire.node, lambda: listener(family(address), anywhere, 40001)) as restarted,
     ):
-        assert dialled.getsockname()[1] == restarted.getsockname()[1] == 40001
+        assert agents.getsockname()[1] == restarted.getsockname()[1] == 40001
 
 
 @pytest.mark.parametrize(("address", "source"), [("10.77.0.1", "10.77.0.9"), ("fd77::1", "fd77::9")])
@@ -180,14 +176,14 @@ def test_the_callers_own_connection_from_that_port_is_not_touched(
     with Server(wire.node, "application", anywhere, 80) if port == 15006 else listening:
         client = in_namespace(wire.far, lambda: socket.create_connection((address, 80), 5, (source, 0)))
         with listening.accept()[0] as accepted, client:
-            dialled = in_namespace(wire.node, lambda: dial(client.getsockname()[1]))
+            agents = in_namespace(wire.node, lambda: dial(client.getsockname()[1]))
             client.sendall(b"there")
             assert accepted.recv(100) == b"there"
             accepted.sendall(b"back")
             assert client.recv(100) == b"back"
-        with dialled:
-            assert select.select([], [dialled], [], 10)[1]
-            assert dialled.getpeername()[:2] == (address, 80)
+        with agents:
+            assert select.select([], [agents], [], 10)[1]
+            assert agents.getpeername()[:2] == (address, 80)
     listening.close()
 
 
@@ -196,26 +192,18 @@ def test_nor_is_the_agents_by_the_callers(wire: Wire, kernel: Kernel, address: s
     """The caller gets the port from which the agent dials; it is captured as soon as that is over."""
     kernel.apply(DESIRED)
     anywhere = "::" if ":" in address else "0.0.0.0"
-
-    def dial() -> socket.socket:
-        as_user(990)
-        sock = spoof_socket(family(address), MARKS.spoof, source)
-        sock.settimeout(2)
-        sock.connect((address, 80))
-        return sock
-
     with Server(wire.node, "application", anywhere, 80), Server(wire.node, "agent", anywhere, 15006, MARKS.agent):
-        dialled = in_namespace(wire.node, dial)
+        agents = dialled(wire.node, address, source)
         client = in_namespace(wire.far, lambda: socket.socket(family(address)))
         with client:
-            client.bind(dialled.getsockname()[:2])
+            client.bind(agents.getsockname()[:2])
             client.settimeout(0.3)
-            with dialled:
-                assert (dialled.recv(100), dialled.recv(100)) == (b"application", b"")
-                before = _heard(dialled)
+            with agents:
+                assert (agents.recv(100), agents.recv(100)) == (b"application", b"")
+                before = _heard(agents)
                 with pytest.raises(TimeoutError):
                     client.connect((address, 80))
-                assert _heard(dialled) == before
+                assert _heard(agents) == before
             assert select.select([], [client], [], 10)[1]
             client.settimeout(5)
             assert client.recv(100) == b"agent"

@@ -11,6 +11,7 @@ from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from redirect.origdst import listener
 from tests.redirect.conftest import Wire
+from tests.redirect.test_borrow import dialled, needs_port_range
 from tests.redirect.traffic import MARKS, as_user, family
 
 WEB = Capture("shop/web", Recognise(uid=1001), 15101)
@@ -96,3 +97,18 @@ def test_the_workload_does_not_go_out_in_clear(
         far.settimeout(0.1)
         with pytest.raises(TimeoutError):
             far.accept()
+
+
+@needs_port_range
+@pytest.mark.parametrize(("destination", "source"), ENDS)
+def test_the_agent_dials_again_from_its_callers_port(wire: Wire, kernel: Kernel, source: str, destination: str) -> None:
+    """Inside a workload's own network namespace, where whatever opens a connection counts as the workload's."""
+    web = Capture("shop/web", Recognise(everything=True), 15101, ((destination, 80),))
+    kernel.apply(Desired((web,), MESH | {(destination, 80)}, agent_uids=(990,), capture_all=True))
+    application = in_namespace(wire.node, lambda: listener(family(source), destination, 80))
+    application.settimeout(2)
+    with application:
+        for _ in range(3):
+            client = dialled(wire.node, destination, source, 40001)
+            assert client.getsockname()[1] == 40001
+            _reset(client, application)
