@@ -15,6 +15,7 @@ with old elements, old rules with new elements, or all new; hence three transact
 Where it stops half-way, both tables' connections are captured; the next change starts from what the kernel lists.
 """
 
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from redirect.encode import (
@@ -52,7 +53,7 @@ def transition(held: Ruleset | None, desired: Ruleset, flags: int = 0) -> list[l
         first += add_rules(table, chain)
     second: list[Message] = []
     third: list[Message] = []
-    for name in old_groups.keys() & new_groups.keys():
+    for name in _in_both(old_groups, new_groups):
         match old_groups[name], new_groups[name]:
             case Set(_, _, old), Set(_, key, new) if key is not None and key.ranges:
                 second += remove_elements(table, name, key, old - new)
@@ -63,15 +64,20 @@ def transition(held: Ruleset | None, desired: Ruleset, flags: int = 0) -> list[l
             case VerdictMap(_, _, before), VerdictMap(_, key, after):
                 second += remove_elements(table, name, key, (element for element, _ in before - after))
                 second += add_elements(table, VerdictMap(name, key, after - before))
-    for name in old_chains.keys() & new_chains.keys():
+    for name in _in_both(old_chains, new_chains):
         if old_chains[name] != new_chains[name]:
             second += [flush_chain(table, name), *add_rules(table, new_chains[name])]
-    dead = old_chains.keys() - new_chains.keys()
+    dead = [name for name in old_chains if name not in new_chains]
     third += [flush_chain(table, name) for name in dead]
-    third += [remove_group(table, name) for name in old_groups.keys() - new_groups.keys()]
+    third += [remove_group(table, name) for name in old_groups if name not in new_groups]
     third += [remove_chain(table, name) for name in dead]
     steps = (first, second, third) if second else ([*first, *third],)
     return [step for step in steps if step]
+
+
+def _in_both(old: Iterable[str], new: Container[str]) -> list[str]:
+    """In the order of the old: the same change is the same messages, in whatever order this process hashes names."""
+    return [name for name in old if name in new]
 
 
 def _groups(ruleset: Ruleset) -> dict[str, Group]:
@@ -88,5 +94,5 @@ def _alike(
     """Whether what has the same name is of the same kind. A table of ours always is, except across versions."""
     return all(
         type(old_groups[name]) is type(new_groups[name]) and old_groups[name].key == new_groups[name].key
-        for name in old_groups.keys() & new_groups.keys()
-    ) and all(old_chains[name].base == new_chains[name].base for name in old_chains.keys() & new_chains.keys())
+        for name in _in_both(old_groups, new_groups)
+    ) and all(old_chains[name].base == new_chains[name].base for name in _in_both(old_chains, new_chains))
