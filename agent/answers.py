@@ -30,12 +30,14 @@ class CaptureRow(msgspec.Struct, frozen=True):
 class HeldRow(msgspec.Struct, frozen=True):
     """Who called the mesh and was known to no rule. Packets out of network namespaces without a table of ours: dropped,
     which TCP sends again, and refused. Connections of new cgroups, of which was asked whose they are. And attempts to
-    reach a workload in another namespace that were refused while the agent was away: sheltered."""
+    reach a workload in another namespace: refused while the agent was away (sheltered), or delayed until that namespace
+    had its rules."""
 
     waited: int = 0
     refused: int = 0
     asked: int = 0
     sheltered: int = 0
+    delayed: int = 0
 
 
 class UnnamedRow(msgspec.Struct, frozen=True):

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 
 from redirect.explain import explain
 from redirect.frames import attribute, attributes
-from redirect.netlink import ROUTE, Interrupted, Netlink, Refused
+from redirect.links import listed
+from redirect.netlink import ROUTE, Netlink, Refused
 from redirect.routing import GET_ROUTE
 
-GET_LINK = 18
 _DESTINATION, _OUT, _GATEWAY = 1, 4, 5
 """RTA_DST, RTA_OIF and RTA_GATEWAY."""
 _NAME, _MASTER, _INFO, _KIND = 3, 10, 18, 1
 """IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO and in the latter IFLA_INFO_KIND."""
 _NOWHERE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES)
-_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +65,7 @@ def bridges(addresses: Iterable[str]) -> Bridges:
 
 
 def _links(netlink: Netlink) -> dict[int, Link]:
-    for _ in range(_TRIES):
-        try:
-            rows = netlink.dump(GET_LINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0), "a listing of interfaces")
-        except Interrupted:
-            continue
-        return dict(map(_link, rows))
-    raise Refused.ours(errno.EBUSY, "a listing of interfaces")
+    return dict(map(_link, listed(netlink)))
 
 
 def _link(row: bytes) -> tuple[int, Link]:

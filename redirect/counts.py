@@ -10,6 +10,7 @@ from redirect.names import (
     DNS,
     FROM,
     INTO,
+    LOBBY,
     NEWCOMER,
     OPEN_NEWCOMER,
     PASSED,
@@ -51,12 +52,14 @@ class Held:
     """Attempts to connect to the mesh by somebody whom no rule knew. Packets that came out of a network namespace for
     which nobody had made a table (see `redirect.hold`): `waited` ones were dropped, and TCP sends them again; `refused`
     ones were reset. Connections of new cgroups that were `asked` about (see `redirect.unknown`). And attempts to reach
-    a workload in another namespace that were refused while the agent was away: `sheltered` (see `redirect.shelter`)."""
+    a workload in another namespace (see `redirect.shelter`): `sheltered` ones were refused while the agent was away,
+    `delayed` ones dropped because its namespace had no table yet, and TCP sends them again."""
 
     waited: int = 0
     refused: int = 0
     asked: int = 0
     sheltered: int = 0
+    delayed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Counters:
                 held.refused + more.refused,
                 held.asked + more.asked,
                 held.sheltered + more.sheltered,
+                held.delayed + more.delayed,
             ),
             Unnamed(unnamed.units + also.units, unnamed.containers + also.containers),
         )
@@ -113,4 +117,5 @@ def counted(totals: Totals) -> Counters:
     waited = waiting + packets(OPEN_NEWCOMER, WAITS)
     refused = all_packets(NEWCOMER) - waiting + all_packets(STRAY)
     unnamed = Unnamed(all_packets(PASSED_UNITS), all_packets(PASSED_CONTAINERS))
-    return Counters(found, Held(waited, refused, all_packets(UNKNOWN), all_packets(SHELTER)), unnamed)
+    held = Held(waited, refused, all_packets(UNKNOWN), all_packets(SHELTER), all_packets(LOBBY))
+    return Counters(found, held, unnamed)

@@ -99,11 +99,11 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Shelter:
-    """Plaintext for workloads in other namespaces that is refused here while the agent is away: a namespace that was
-    made anew meanwhile has no table that would. That to the (address, port) pairs in `endpoints`, and that to a
-    container behind a bridge at one of the ports in `behind`, (bridge, port) pairs, whatever its address by now: unless
-    that is one of `neighbours`, who are known to be none of those workloads, or it goes to one of `let_in`, (address,
-    port) pairs at which plaintext may arrive for a workload."""
+    """Plaintext for workloads in other namespaces that is stopped here, for want of a table there. That to the
+    (address, port) pairs in `endpoints`, and that to a container behind a bridge at one of the ports in `behind`,
+    (bridge, port) pairs, whatever its address by now: unless that is one of `neighbours`, who are known to be none of
+    those workloads, or it goes to one of `let_in`, (address, port) pairs at which plaintext may arrive for a workload.
+    """
 
     endpoints: frozenset[tuple[str, int]] = frozenset()
     behind: frozenset[tuple[str, int]] = frozenset()
@@ -120,7 +120,11 @@ class Hold:
 
     Behind `open_bridges` all workloads fail open, and so do those of the addresses `open_inside`: they are stopped only
     while the agent is there, and whoever is not vouched for is counted while it is away. `attended` are stations whose
-    own table lets nothing out but then. `shelter` is about what goes there."""
+    own table lets nothing out but then.
+
+    `shelter` is about what goes there while the agent is away: it is refused, because a namespace that was made anew
+    meanwhile has no table that would. `lobby`, which has nothing that `shelter` has not, is about what goes where there
+    is no table just now: while the agent is there it waits."""
 
     bridges: frozenset[str] = frozenset()
     vouched: frozenset[tuple[str, str]] = frozenset()
@@ -130,6 +134,7 @@ class Hold:
     open_bridges: frozenset[str] = frozenset()
     open_inside: frozenset[str] = frozenset()
     shelter: Shelter = Shelter()
+    lobby: Shelter = Shelter()
 
     @property
     def closed(self) -> "Hold":

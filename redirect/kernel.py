@@ -377,7 +377,7 @@ class Kernel:
 def _element_sets(of: Desired, than: Desired) -> tuple[Set, ...]:
     """The sets of `of` in which it may differ from `than`, with the addresses that both have left out."""
     mesh = frozenset() if of.mesh is than.mesh else of.mesh - than.mesh
-    return (*endpoint_sets(MESH, mesh), *parent_sets(of.asked), *hold_sets(of.hold), *shelter_sets(of.hold.shelter))
+    return (*endpoint_sets(MESH, mesh), *parent_sets(of.asked), *hold_sets(of.hold), *shelter_sets(of.hold))
 
 
 def _header() -> bytes:

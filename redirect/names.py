@@ -11,9 +11,10 @@ KEPT, BORROWED = "kept", "borrowed"
 HOLD, NEWCOMER, OPEN_NEWCOMER, STRAY = "hold", "newcomer", "open-newcomer", "stray"
 """The chain that sees what comes from behind bridges and from namespaces, where that leads which is held, always or
 while the agent is there, and what is refused."""
-THROUGH, LOCALLY, SHELTER = "through", "locally", "shelter"
-"""The chains that see what goes to other namespaces, from elsewhere and from here, and where that leads while the agent
-is away."""
+THROUGH, LOCALLY = "through", "locally"
+"""The chains that see what goes to other namespaces, from elsewhere and from here."""
+SHELTER, LOBBY = "shelter", "lobby"
+"""Where they lead while the agent is away, and while it is there."""
 PASSED_UNITS, PASSED_CONTAINERS = "passed-units", "passed-containers"
 """The chains that count what passes while the agent is away and is no single workload's: of new cgroups, and out of
 network namespaces without a table."""
@@ -25,10 +26,6 @@ SETTLED = {Key.STATION4: "settled4", Key.STATION6: "settled6"}
 ATTENDED = {Key.STATION4: "attended4", Key.STATION6: "attended6"}
 INSIDE = {Key.ADDRESS4: "inside4", Key.ADDRESS6: "inside6"}
 OPEN_INSIDE = {Key.ADDRESS4: "open-inside4", Key.ADDRESS6: "open-inside6"}
-SHELTERED = {Key.ENDPOINT4: "sheltered4", Key.ENDPOINT6: "sheltered6"}
-LET_IN = {Key.ENDPOINT4: "let-in4", Key.ENDPOINT6: "let-in6"}
-SHELTERED_BEHIND = "sheltered-behind"
-NEIGHBOURS = {Key.ADDRESS4: "neighbours4", Key.ADDRESS6: "neighbours6"}
 PRESENCE = "culvert-presence"
 """The table that stands while the agent does; nobody but the kernel or the agent can remove it."""
 TRIAL = "trial"

@@ -58,7 +58,7 @@ def plan(desired: Desired, now: float = 0.0) -> Ruleset:
             *(each for capture in desired.captures for each in skip_sets(capture)),
             *parent_sets(desired.asked),
             *hold_sets(desired.hold),
-            *shelter_sets(desired.hold.shelter),
+            *shelter_sets(desired.hold),
         ),
         maps=(*maps, *rest),
         chains=(

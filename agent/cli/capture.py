@@ -88,6 +88,8 @@ def _held(held: HeldRow) -> Iterator[str]:
         yield f"refused: {held.refused} packets of containers that had no rules"
     if held.sheltered:
         yield f"refused while the agent was away: {held.sheltered} packets for containers and other namespaces"
+    if held.delayed:
+        yield f"delayed until it had rules: {held.delayed} packets for new containers"
     if held.asked:
         yield f"held until known: {held.asked} connections of new cgroups"
 

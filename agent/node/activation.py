@@ -4,7 +4,7 @@ It is level-triggered: whatever happened, a pass compares what should be with wh
 the order that `enrolment` describes. So nothing depends on the order of news, and what failed is simply tried again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -17,7 +17,7 @@ from agent.node.cgroups import Cgroups, Located
 from agent.node.enrolment import HOST, Enrolment, Local, Ports, admitted, allot, enrol, release, signs, tables
 from agent.node.exempt import RESOLVE, Exempt, Exemptions
 from agent.node.files import StateError
-from agent.node.holding import hold, known, lodgings
+from agent.node.holding import hold, lodgings
 from agent.node.renewal import Renewal
 from agent.node.state import State
 from agent.node.switch import Switch
@@ -83,6 +83,9 @@ class Activation:
         self._holds = holds
         self._tenants = Tenants()
         self._hold = Hold()
+        self._housed: tuple[Sequence[Local], Mapping[str, tuple[str, ...]], Tenants] = (), {}, self._tenants
+        """What `_hold` follows from, but for which of their namespaces have a table."""
+        self._emptied = trio.Event()
         self._next_look = 0.0
         self._again = trio.Event()
         self._passing = trio.Lock()
@@ -111,6 +114,10 @@ class Activation:
             self._tenants = tenants
             self.poke()
 
+    def emptied(self) -> None:
+        """A namespace has lost its last interface, as that of a container does that restarts, or has one again."""
+        self._emptied.set()
+
     def poke(self) -> None:
         """Something happened that a pass should look at."""
         self._again.set()
@@ -119,6 +126,7 @@ class Activation:
         """Until cancelled; rules stay as they are then."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow)
+            nursery.start_soon(self._follow_interfaces)
             nursery.start_soon(self._roll_back)
             if self.exempt.named:
                 nursery.start_soon(self._resolve)
@@ -228,8 +236,8 @@ class Activation:
         ports, lacking = allot(before, wanted, self._pool)
         tenants = self._tenants
         ports, unheld = await self._lodged(wanted, ports, tenants)
-        standing = await self._capture.inside()
-        self._hold = hold(wanted, ports.bridges, tenants, known(wanted, tenants, self._hold, standing))
+        self._housed = wanted, ports.bridges, tenants
+        await self._see_tables()
         faults = await self._kept(self._state.views.keep, changes, view) + await self._keep(ports)
         self._cgroups, self._parents, strange = await self._standing(wanted)
         self._exempted = await trio.to_thread.run_sync(self.exempt.look)
@@ -248,11 +256,13 @@ class Activation:
             log.warning("workers-behind", revision=view.snapshot.revision)
         # Where nothing runs there is nothing to enter; who rests there is as good as captured, and held all the same.
         awake = {p: d for p, d in desired.items() if p not in tenants.resting}
+        if HOST in awake:
+            awake[HOST] = replace(awake[HOST], hold=self._hold)  # a container may have ended meanwhile
         captured = await self._capture.widen(awake, {*before.outbound, *before.namespaces})
         captured |= {w.workload for w in wanted if w.place in tenants.resting}
         self.captured = frozenset(captured)
-        # What a table lets out can be vouched for now that the table is there.
-        self._hold = hold(wanted, ports.bridges, tenants, await self._capture.inside())
+        # Who has a table now is held back no more, and what it lets out can be vouched for.
+        await self._see_tables()
         await self._capture.know(self._parents, self._hold)
         if not self.off:
             self._workers.borrow(True)
@@ -340,6 +350,18 @@ class Activation:
                 await self._meet()
                 # Machines that start programs all the time have many: gathered, they cost what a few do.
                 await trio.sleep(GATHER)
+
+    async def _follow_interfaces(self) -> None:
+        """Hold back what goes to a container that ends before another one can be where it was."""
+        while True:
+            await self._emptied.wait()
+            self._emptied = trio.Event()
+            await self._see_tables()
+            if not await self._capture.know(self._parents, self._hold):
+                self.poke()
+
+    async def _see_tables(self) -> None:
+        self._hold = hold(*self._housed, await self._capture.inside())
 
     async def _meet(self) -> None:
         """Learn the cgroups that are nobody's, so that their connections are left alone."""

@@ -34,7 +34,8 @@ class StartError(Exception):
 
 class Capture:
     """All namespaces of a node. `start` first, `close` at the end. `places` are those where a former life of this agent
-    left a table; `lost` is called when somebody else's change could not be undone."""
+    left a table; `lost` is called when somebody else's change could not be undone, `emptied` when a namespace has lost
+    its last interface, or got one again."""
 
     def __init__(
         self,
@@ -43,9 +44,10 @@ class Capture:
         places: Iterable[str],
         inbound_port: int,
         lost: Callable[[], None] = lambda: None,
+        emptied: Callable[[], None] = lambda: None,
         shares: int = 1,
     ) -> None:
-        self._lost = lost
+        self._lost, self._emptied = lost, emptied
         self._shares = shares
         self._workers = workers
         self._marks = marks
@@ -186,8 +188,9 @@ class Capture:
         return found
 
     async def inside(self) -> frozenset[str]:
-        """The workloads whose own namespace has its table: not one whose name leads to another namespace by now."""
-        own = [n for p, n in self._namespaces.items() if p != HOST and n.applied]
+        """The workloads whose own namespace has its table: not one whose name leads to another namespace by now, nor
+        one that nothing leads out of any more, as that of a container that ends."""
+        own = [n for p, n in self._namespaces.items() if p != HOST and n.applied and not n.cut_off]
         there = await trio.to_thread.run_sync(lambda: [n for n in own if standing(n.place) == n.standing])
         return frozenset(c.workload for n in there if n.applied for c in n.applied.captures)
 
@@ -201,6 +204,8 @@ class Capture:
             self._watches[namespace.place] = scope
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_routes, namespace)
+                if namespace.place != HOST:
+                    nursery.start_soon(self._watch_links, namespace)
                 while True:
                     await trio.lowlevel.wait_readable(namespace.watch.fileno())
                     noticed = trio.current_time()  # a pass that goes on now is a part of the time without our rules
@@ -237,6 +242,18 @@ class Capture:
                 else:
                     if lost:
                         log.warning("routing-restored", place=title(namespace.place), what="; ".join(lost))
+
+    async def _watch_links(self, namespace: Namespace) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(namespace.link_watch.fileno())
+            try:
+                changed = await trio.to_thread.run_sync(namespace.look_out)
+            except _ERRORS as error:
+                self._problem(namespace.place, error)
+                self._lost()
+            else:
+                if changed:
+                    self._emptied()
 
     # ---- namespaces
 
@@ -310,7 +327,7 @@ class Capture:
             scope.cancel()
         for spot in namespace.sockets:
             self._take_back(place, spot)
-        for watch in (namespace.watch, namespace.route_watch):
+        for watch in (namespace.watch, namespace.route_watch, namespace.link_watch):
             trio.lowlevel.notify_closing(watch.fileno())
         namespace.close()
 

@@ -246,7 +246,8 @@ def common(old: Desired, new: Desired | None) -> Desired:
     """What both hold: the table for the time in between. It is there also where nothing is left to capture: what it
     captured is translated until it ends. A workload that is only recognised in another way (its unit got a new cgroup)
     is so at once: it must not slip through in between. So is what is left alone of it, for which no listener has to be
-    made first, and what is known of cgroups. Stations are vouched for until their own table has come, and again before
+    made first, and what is known of cgroups. Of one that shares its address the ports go on when that changes, as they
+    are its own at whatever address. Stations are vouched for until their own table has come, and again before
     it goes."""
     if new is None:
         return replace(
@@ -267,7 +268,7 @@ def common(old: Desired, new: Desired | None) -> Desired:
             skip=after[c.workload].skip,
             opening=after[c.workload].opening,
             rest=after[c.workload].rest,
-            serves=tuple(s for s in c.serves if s in after[c.workload].serves),
+            serves=_serve_both(c, after[c.workload]),
         )
         for c in old.captures
         if c.workload in after
@@ -292,8 +293,14 @@ def common(old: Desired, new: Desired | None) -> Desired:
                 old.hold.shelter.neighbours | new.hold.shelter.neighbours,
                 old.hold.shelter.let_in | new.hold.shelter.let_in,
             ),
+            new.hold.lobby,
         ),
     )
+
+
+def _serve_both(old: Capture, new: Capture) -> tuple[tuple[str, int], ...]:
+    ports = {port for _, port in old.serves} if old.shares_address else frozenset[int]()
+    return tuple(pair for pair in new.serves if pair in old.serves or pair[1] in ports)
 
 
 def _held(local: Local, ports: Ports) -> bool:

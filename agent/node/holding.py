@@ -31,8 +31,9 @@ def hold(
         for some in (closed, open_)
     )
     sheltered = shelter(own.values(), bridges, tenants)
+    lobby = shelter([w for w in own.values() if w.workload not in ready], bridges, tenants)
     if not behind and not behind_open:
-        return Hold(inside=inside, open_inside=inside_open, shelter=sheltered)
+        return Hold(inside=inside, open_inside=inside_open, shelter=sheltered, lobby=lobby)
     vouched, settled, attended = set(tenants.others), set[Station](), set[Station]()
     for place, stations in tenants.places.items():
         local = own.get(place)
@@ -55,11 +56,12 @@ def hold(
         frozenset(behind_open - behind),
         inside_open,
         sheltered,
+        lobby,
     )
 
 
 def shelter(own: Iterable[Local], bridges: Mapping[str, Iterable[str]], tenants: Tenants) -> Shelter:
-    """Where nobody is let in while the agent is away: `own` are the workloads in namespaces of their own. Where a
+    """Where nobody is let in whom no table of theirs judges: `own` are workloads in namespaces of their own. Where a
     setting lets in some callers by their address, all are: it holds only where no policy would refuse anybody."""
     endpoints, behind, let_in = set[tuple[str, int]](), set[tuple[str, int]](), set[tuple[str, int]]()
     theirs = set[str]()
@@ -93,22 +95,6 @@ def lodgings(
         if names := tuple(sorted(now)) or before.get(local.workload, ()):
             found[local.workload] = names
     return found
-
-
-def known(captured: Iterable[Local], tenants: Tenants, held: Hold, standing: Collection[str] = ()) -> frozenset[str]:
-    """The workloads that `held` knew with their tables: not a container that has been restarted. A namespace that no
-    engine made has no stations to be known by: its workload is among `standing`, those whose table is still where the
-    name of their namespace leads, and was not held back."""
-    stations = ((w, tenants.places.get(w.place, frozenset())) for w in captured if w.place)
-    return frozenset(
-        w.workload
-        for w, of in stations
-        if (of <= (held.vouched if _lets_out(w) else held.settled) if of else _let_by(w, held, standing))
-    )
-
-
-def _let_by(local: Local, held: Hold, standing: Collection[str]) -> bool:
-    return _lets_out(local) and local.workload in standing and local.address not in held.inside
 
 
 def _lets_out(local: Local) -> bool:

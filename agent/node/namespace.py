@@ -18,6 +18,7 @@ from agent.node.enrolment import HOST
 from redirect.counts import Counters
 from redirect.desired import Desired, Marks
 from redirect.kernel import Kernel
+from redirect.links import LinkWatch
 from redirect.namespace import NamespaceError, in_namespace
 from redirect.netlink import CaptureError
 from redirect.origdst import listener
@@ -82,17 +83,18 @@ class Namespace:
         """Whether the kernel holds `applied`: not before the first apply or remove, nor after one that failed."""
         self.doubt = ""
         """What of `applied` this kernel cannot do."""
-        self._kernel = Kernel(place or None, own=True)
-        try:
+        self.cut_off = False
+        """Whether nothing leads out of it any more: who lived here may be elsewhere by now, without a table."""
+        with contextlib.ExitStack() as stack:
+            self._kernel = Kernel(place or None, own=True)
+            stack.callback(self._kernel.close)
             self.watch: Watch = self._kernel.watch()
-            try:
-                self.route_watch: RouteWatch = self._kernel.watch_routes()
-            except BaseException:
-                self.watch.close()
-                raise
-        except BaseException:
-            self._kernel.close()
-            raise
+            stack.callback(self.watch.close)
+            self.route_watch: RouteWatch = self._kernel.watch_routes()
+            stack.callback(self.route_watch.close)
+            self.link_watch: LinkWatch = in_namespace(place, LinkWatch) if place else LinkWatch()
+            stack.callback(self.link_watch.close)
+            self._open = stack.pop_all()
 
     def open(self, spots: Iterable[Spot]) -> list[str]:
         """Listen at those where we do not yet. Returns a sentence for each that cannot be had."""
@@ -189,6 +191,11 @@ class Namespace:
         """Put back what others took of our routing; what that was."""
         return self._kernel.reroute(self.marks)
 
+    def look_out(self) -> bool:
+        """See whether it is cut off; True when that has changed."""
+        before, self.cut_off = self.cut_off, self.link_watch.cut_off()
+        return self.cut_off != before
+
     def counters(self) -> Counters:
         """What the table here has counted."""
         return self._kernel.counters()
@@ -197,9 +204,7 @@ class Namespace:
         """Close every socket; the table stays."""
         for spot in list(self.sockets):
             self.shut(spot)
-        self.watch.close()
-        self.route_watch.close()
-        self._kernel.close()
+        self._open.close()
 
 
 def _close(shares: Iterable[Iterable[socket.socket]]) -> None:

@@ -121,7 +121,13 @@ class Supervisor:
         self._revoked = view.snapshot.revoked
         left = self.state.ports().namespaces.values()
         self.capture = Capture(
-            self.workers, marks, left, INBOUND_PORT, lambda: self.activation.poke(), settings.worker_count
+            self.workers,
+            marks,
+            left,
+            INBOUND_PORT,
+            lost=lambda: self.activation.poke(),
+            emptied=lambda: self.activation.emptied(),
+            shares=settings.worker_count,
         )
         exemptions = Exemptions(self._address, settings.login_ports)
         self.activation = Activation(

@@ -209,7 +209,7 @@ class Topics:
         places = [(place, len(table.mesh)) for place, table in sorted(self.capture.applied().items())]
         problems = [text for texts in self.capture.problems.values() for text in texts]
         of = counters.held
-        held = HeldRow(of.waited, of.refused, of.asked, of.sheltered)
+        held = HeldRow(of.waited, of.refused, of.asked, of.sheltered, of.delayed)
         unnamed = UnnamedRow(counters.unnamed.units, counters.unnamed.containers)
         left = self.activation.switched.left
         return CaptureAnswer(not self.activation.off, rows, places, problems, left, held, unnamed)
@@ -264,6 +264,7 @@ class Topics:
                 "waited": counters.held.waited,
                 "refused": counters.held.refused,
                 "sheltered": counters.held.sheltered,
+                "delayed": counters.held.delayed,
             },
             asked=counters.held.asked,
             unnamed={"units": counters.unnamed.units, "containers": counters.unnamed.containers},

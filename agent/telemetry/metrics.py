@@ -243,8 +243,8 @@ def _own(facts: Facts) -> Iterable["Metric"]:
     yield packets
     held = CounterMetricFamily(
         "culvert_held_packets",
-        "Calls of the mesh out of network namespaces without rules: held until they have some, or refused; "
-        "sheltered: calls of workloads in such namespaces, refused while the agent was away.",
+        "Calls of the mesh out of network namespaces without rules: held until they have some, or refused; calls of "
+        "workloads in such namespaces: delayed until they have some, or (sheltered) refused while the agent was away.",
         labels=["fate"],
     )
     for fate, count in facts.held.items():

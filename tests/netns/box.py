@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 
 import trio
@@ -39,6 +40,40 @@ refused=$(cat *.error | grep -c -e refused -e reset)
 echo '{{"attempted": '$i', "carried": '$carried', "refused": '$refused'}}' >/out/new
 mv /out/new /out/told
 """
+_KNOCK = """
+import json, socket, select, sys, time
+port, seconds, *addresses = sys.argv[1:]
+end, attempts, heard = time.monotonic() + float(seconds), 0, 0
+while time.monotonic() < end:
+    calls = []
+    for address in addresses:
+        call = socket.socket()
+        call.setblocking(False)
+        try:
+            call.connect((address, int(port)))
+        except BlockingIOError:
+            calls.append(call)
+        except OSError:
+            call.close()
+        attempts += 1
+    soon = time.monotonic() + 0.02
+    while (left := soon - time.monotonic()) > 0:
+        for call in select.select(calls, [], [], left)[0]:
+            try:
+                heard += bool(call.recv(100))
+            except OSError:
+                pass
+            calls.remove(call)
+            call.close()
+    for call in calls:
+        call.close()
+print(json.dumps({"attempts": attempts, "heard": heard}))
+"""
+_EAGER = "for each in /proc/sys/net/ipv4/neigh/*/retrans_time_ms; do echo 10 >$each; done"
+"""That a machine asks for a new station's card all the time: else strangers come too late to find it unguarded."""
+PACE = 3.0
+"""Seconds that one restart takes at most, and the rest behind it."""
+STRICT = '{"kind": "Mesh", "metadata": {"name": "mesh"}, "spec": {"trustDomain": "demo.example", "mode": "STRICT"}}'
 WAIT = 12
 """Seconds after which an attempt is given up, and is neither carried nor refused: more than the kernel's first three
 tries take."""
@@ -55,9 +90,10 @@ class Box:
     out: Path
     said: list[dict[str, int]] = field(default_factory=list)
 
-    async def run(self, name: str = "box", attempts: int = 60, **marks: str) -> dict[str, int]:
-        """Start a container; what became of its attempts."""
-        where = (f"--network={self.network}", f"--volume={self.out}:/out", "--tmpfs=/tmp")
+    async def run(self, name: str = "box", attempts: int = 60, address: str = "", **marks: str) -> dict[str, int]:
+        """Start a container, at an address of its own if one is given; what became of its attempts."""
+        at = (f"--ip={address}",) if address else ()
+        where = (f"--network={self.network}", f"--volume={self.out}:/out", "--tmpfs=/tmp", *at)
         serve = f"exec nc -ll -p {SERVED} -e /bin/busybox echo {GREETING}"
         command = ("sh", "-c", self._script(attempts) + serve)
         await self._engine(lambda: self.engine.run(name, *where, command=command, **marks))
@@ -111,6 +147,47 @@ class Box:
             heard.append(ran.output.decode().strip())
         return heard[0], heard[1]
 
+    async def knocked(self, seconds: float, *addresses: str) -> dict[str, int]:
+        """What strangers on both machines got who called these addresses all the time: how many attempts, and how many
+        of them were answered by a container's program."""
+        words = [programs.SYSTEM_PYTHON, "-c", _KNOCK, str(SERVED), str(seconds), *addresses]
+        found: list[dict[str, int]] = []
+
+        async def knock(place: Place) -> None:
+            ran = await programs.run(place, words, seconds + 20)
+            assert ran.ok, ran.errors
+            found.append(json.loads(ran.output))
+
+        async with trio.open_nursery() as nursery:
+            for node in (self.two.one, self.two.two):
+                nursery.start_soon(knock, Place(node.machine.namespace, STRANGER))
+        return {key: sum(one[key] for one in found) for key in ("attempts", "heard")}
+
+    async def knocked_at_while_it_restarts(self, times: int, address: str = "") -> dict[str, int]:
+        """What strangers got who called it all the time, under STRICT: at the address that it keeps, or at all that it
+        may have."""
+        await self.two.mesh.apply(STRICT)
+
+        async def strict() -> bool:
+            return await self.heard() == ("", "")
+
+        assert await soon(strict)
+        await programs.run(Place(self.two.one.machine.namespace), ["sh", "-c", _EAGER])
+        found: list[dict[str, int]] = []
+        addresses = [address] if address else [str(a) for a in list(ip_network(SUBNET).hosts())[1:40]]
+
+        async def knock() -> None:
+            found.append(await self.knocked(times * PACE, *addresses))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            for _ in range(times):
+                with trio.fail_after(2 * PACE):
+                    await self.restart()
+                await trio.sleep(PACE / 4)
+            assert not found, "it was restarted more slowly than it was called"
+        return found[0]
+
     async def known(self, name: str) -> bool:
         """Whether the machine's table knows a container to be nobody's, or does soon."""
         found = await trio.to_thread.run_sync(lambda: json.loads(self.engine("inspect", name)))
@@ -160,9 +237,12 @@ def total(said: list[dict[str, int]]) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def open_box(fail_mode: str = "closed", *, serves: bool = False, **settings: str) -> AsyncIterator[Box]:
+async def open_box(
+    fail_mode: str = "closed", *, serves: bool = False, attempts: int = 60, address: str = "", **settings: str
+) -> AsyncIterator[Box]:
     """The machine and its engine, with the right to register containers, and the container `box`, enrolled and
-    captured, `serves` says whether also at its port; `settings` are further ones of the machine's agent."""
+    captured, `serves` says whether also at its port; `attempts` is how often it dials when it starts, and `address` one
+    that it keeps; `settings` are further ones of the machine's agent."""
     async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
         with podman(tuple(Place(two.one.machine.namespace).command([]))) as engine, engine.network(SUBNET) as network:
             await trio.to_thread.run_sync(engine.serve)
@@ -180,7 +260,9 @@ async def open_box(fail_mode: str = "closed", *, serves: bool = False, **setting
             async with serving(Place(two.two.machine.namespace, API), two.two.machine.address, PORT, echo):
                 made = Box(two, engine, network, sniffer, out)
                 ports = {"ports": str(SERVED)} if serves else {}
-                said = await made.run(namespace="found", labels="mesh=on", fail_mode=fail_mode, **ports)
+                said = await made.run(
+                    "box", attempts, address, namespace="found", labels="mesh=on", fail_mode=fail_mode, **ports
+                )
                 assert said["carried"] + said["refused"] == said["attempted"], said
                 assert await made.captured()
                 sniffer.restart(MARKER.encode())

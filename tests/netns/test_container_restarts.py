@@ -12,6 +12,8 @@ from tests.promises import not_even_once
 pytestmark = pytest.mark.slow
 
 ROUNDS = 12
+RESTARTS = 4
+KEPT = "10.77.2.9"
 NO_HOLD = {"CULVERT_AGENT_DISCOVERY_HOLD": "false"}
 
 
@@ -135,6 +137,33 @@ async def test_a_stranger_does_not_reach_one_that_restarted_while_the_agent_is_a
         assert held["sheltered"] == 4
         ran = await two.mesh.try_on(two.one, "capture", "status")
         assert "refused while the agent was away: 4 packets for containers and other namespaces" in ran.errors
+
+
+@pytest.mark.parametrize("address", [KEPT, ""])
+async def test_a_stranger_does_not_reach_one_that_restarts(address: str) -> None:
+    """Whether it keeps its address or gets another. STRICT: nothing in clear is for it."""
+    async with open_box(serves=True, attempts=0, address=address) as box:
+        assert await box.heard() == (GREETING, GREETING)
+        said = await box.knocked_at_while_it_restarts(RESTARTS, address)
+        print(said)
+        with not_even_once():
+            assert said["heard"] == 0
+        assert said["attempts"] > 100 * RESTARTS
+        assert await box.captured()
+        assert await box.served()
+        assert await box.heard() == ("", "")
+        held = (await box.two.ask(box.two.one, "capture"))["held"]
+        assert held["delayed"] > 0
+        ran = await box.two.mesh.try_on(box.two.one, "capture", "status")
+        assert f"delayed until it had rules: {held['delayed']} packets for new containers" in ran.errors
+
+
+async def test_without_the_hold_strangers_reach_one_that_restarts() -> None:
+    """That there is a gap, and that somebody who knocks finds it."""
+    async with open_box(serves=True, attempts=0, **NO_HOLD) as box:
+        said = await box.knocked_at_while_it_restarts(RESTARTS)
+        print(said)
+        assert said["heard"] > 0
 
 
 async def test_a_stranger_reaches_one_that_fails_open() -> None:

@@ -54,6 +54,13 @@ parents = st.lists(
 
 
 _cards = st.binary(min_size=6, max_size=6).map(lambda b: b.hex(":"))
+_shelters = st.builds(
+    Shelter,
+    endpoints=st.frozensets(pairs, max_size=3),
+    behind=st.frozensets(st.tuples(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), ports), max_size=3),
+    neighbours=st.frozensets(addresses, max_size=2),
+    let_in=st.frozensets(pairs, max_size=2),
+)
 holds = st.builds(
     Hold,
     bridges=st.frozensets(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), max_size=3),
@@ -63,13 +70,8 @@ holds = st.builds(
     inside=st.frozensets(addresses, max_size=3),
     open_bridges=st.frozensets(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), max_size=2),
     open_inside=st.frozensets(addresses, max_size=2),
-    shelter=st.builds(
-        Shelter,
-        endpoints=st.frozensets(pairs, max_size=3),
-        behind=st.frozensets(st.tuples(st.from_regex(r"[a-z0-9-]{1,15}", fullmatch=True), ports), max_size=3),
-        neighbours=st.frozensets(addresses, max_size=2),
-        let_in=st.frozensets(pairs, max_size=2),
-    ),
+    shelter=_shelters,
+    lobby=_shelters,
 )
 
 

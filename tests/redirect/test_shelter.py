@@ -1,7 +1,10 @@
-"""Plaintext for a namespace that may have no table: refused by the machine's own while the agent is away."""
+"""Plaintext for a namespace that may have no table: held back by the machine's own."""
 
+import re
 import struct
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -62,9 +65,34 @@ def test_behind_a_bridge_neighbours_are_reached(inside: Scene, address: str) -> 
     assert reached(inside.far, address, PORT) == REFUSED
     inside.apply(Hold(shelter=Shelter(behind=frozenset({("others", PORT), ("boxes", OTHER)}))))
     assert [reached(inside.far, address, port) for port in (PORT, OTHER)] == ["inside", REFUSED]
-    listed = nft(inside.node, "list", "set", "inet", "culvert", "sheltered-behind")
+    listed = nft(inside.node, "list", "set", "inet", "culvert", "shelter-behind")
     assert f'"boxes" . {OTHER}' in listed
     assert f'"others" . {PORT}' in listed
+
+
+@pytest.mark.parametrize("address", BOX)
+@pytest.mark.parametrize("hold", [ENDPOINTS, BEHIND])
+def test_while_the_agent_is_there_it_waits_for_the_table(inside: Scene, hold: Hold, address: str) -> None:
+    """And comes through with the next try of TCP, after a second."""
+    inside.kernel.appear(MARKS)
+    waiting = replace(hold, lobby=hold.shelter)
+    inside.apply(waiting)
+    assert reached(inside.far, address, OTHER) == "inside"
+    with ThreadPoolExecutor() as pool:
+        callers = [pool.submit(reached, caller, address, PORT) for caller in (inside.far, inside.node)]
+        while inside.kernel.counters().held != Held(delayed=2):
+            assert not any(caller.done() for caller in callers)
+            time.sleep(0.01)
+        rules = nft(inside.node, "-a", "list", "chain", "inet", "culvert", "lobby")
+        inside.apply(hold)
+        assert [caller.result() for caller in callers] == ["inside", "inside"]
+    # Only elements changed, but for what the chain had counted.
+    assert nft(inside.node, "-sa", "list", "chain", "inet", "culvert", "lobby") == re.sub(
+        r"packets .*? bytes \d+ ", "", rules
+    )
+    inside.apply(waiting)
+    inside.kernel.vanish()
+    assert reached(inside.far, address, PORT) == REFUSED
 
 
 @pytest.mark.parametrize("address", BOX)

@@ -63,7 +63,7 @@ def test_containers_and_namespaces_are_held_as_they_come_out(settings, state, tm
     state.save_ports(Ports(ports.outbound, ports.namespaces, 15101, {"shop/pod": ("podman0",)}))
     (pod,) = (w for w in seen().snapshot.workloads.values() if w.title == "shop/pod")
     doors = frozenset(("podman0", port) for port in pod.spec.ports)
-    behind = Hold(bridges=frozenset({"podman0"}), shelter=Shelter(behind=doors))
+    behind = Hold(bridges=frozenset({"podman0"}), shelter=Shelter(behind=doors), lobby=Shelter(behind=doors))
     assert remembered(settings).tables[HOST].hold == behind
     # With nobody else on this machine as well.
     state.save_ports(Ports({}, ports.namespaces, 15101, {"shop/pod": ("podman0",)}))
@@ -76,7 +76,9 @@ def test_containers_and_namespaces_are_held_as_they_come_out(settings, state, tm
     other.views.keep([], MeshView(serving.snapshot, matches, "i"))
     settings = AgentSettings(state_dir=other.directory, worker_user="64990")
     assert remembered(settings).tables[HOST].hold == Hold(
-        inside=frozenset({"10.0.0.9"}), shelter=Shelter(frozenset({("10.0.0.9", 80)}))
+        inside=frozenset({"10.0.0.9"}),
+        shelter=Shelter(frozenset({("10.0.0.9", 80)})),
+        lobby=Shelter(frozenset({("10.0.0.9", 80)})),
     )
 
 

@@ -196,6 +196,16 @@ def test_in_between_only_what_both_hold():
     assert common(replace(old, capture_all=True), old) == old
 
 
+def test_in_between_the_ports_of_one_that_moves_are_guarded():
+    """Where all addresses of a place are its own. One that has an address to itself has left the old one."""
+    old = replace(capture("a", 80, 81), shares_address=True)
+    new = replace(old, serves=(("10.0.0.2", 80), ("10.0.0.2", 82)))
+    (between,) = common(Desired((old,)), Desired((new,))).captures
+    assert between.serves == (("10.0.0.2", 80),)
+    alone = [Desired((replace(c, shares_address=False),)) for c in (old, new)]
+    assert common(*alone).captures[0].serves == ()
+
+
 def test_in_between_there_is_a_table_also_when_nothing_is_left_to_capture():
     old = Desired(
         (replace(capture("a", 80), open=True),),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from agent.discovery.tenants import Tenants
 from agent.node.enrolment import HOST, Local
-from agent.node.holding import hold, known, lodgings
+from agent.node.holding import hold, lodgings
 from ca.resources.workload import Match
 from redirect.desired import Hold, Opening, Shelter, Skip
 
@@ -96,26 +96,6 @@ def test_bridges_are_remembered_while_a_container_is_away() -> None:
     assert lodgings([local("web", HOST)], {}, lives(BOX), {BOX[0]: "podman0"}) == {}
 
 
-def test_a_container_that_was_restarted_is_known_no_more() -> None:
-    boxes = [local("box")]
-    before = hold(boxes, BRIDGES, lives(BOX), {"shop/box"})
-    assert known(boxes, lives(BOX), before) == {"shop/box"}
-    assert known(boxes, lives(NEW), before) == frozenset()
-    assert known(boxes, lives(), before) == frozenset()
-    # One that has just been enrolled was vouched for, and has no table yet.
-    assert known(boxes, lives(BOX), Hold(vouched=frozenset({BOX}))) == frozenset()
-    skipping = [local("box", skip=Skip(ports=(3306,)))]
-    assert known(skipping, lives(BOX), Hold(vouched=frozenset({BOX}))) == {"shop/box"}
-
-
-def test_who_was_let_out_of_a_standing_namespace_is_not_held_again() -> None:
-    pod = [local("pod", "/run/netns/pod", address="10.0.0.7", skip=Skip(ports=(3306,)))]
-    assert known(pod, Tenants(), Hold(), {"shop/pod"}) == {"shop/pod"}
-    assert known(pod, Tenants(), Hold(), ()) == frozenset()  # the name leads elsewhere by now
-    assert known(pod, Tenants(), Hold(inside=frozenset({"10.0.0.7"})), {"shop/pod"}) == frozenset()
-    assert known([local("pod", "/run/netns/pod", address="10.0.0.7")], Tenants(), Hold(), {"shop/pod"}) == frozenset()
-
-
 def test_plaintext_for_a_closed_container_is_refused_at_its_addresses_and_behind_its_bridge() -> None:
     box = local("box", address=BOX[0], serves=((BOX[0], 80), (BOX[0], 90)))
     found = hold([box], BRIDGES, lives(BOX), {"shop/box"}).shelter
@@ -155,4 +135,19 @@ def test_who_fails_open_is_reached_where_no_policy_would_refuse_anybody() -> Non
         {(NEW[0], 80)},
         {("podman0", 80)},
         {BOX[0], OTHER[0]},
+    )
+
+
+def test_what_arrives_waits_where_there_is_no_table() -> None:
+    box = local("box", address=BOX[0], serves=((BOX[0], 80),))
+    found = hold([box], BRIDGES, lives(BOX), ())
+    assert found.lobby == found.shelter != Shelter()
+    assert hold([box], BRIDGES, lives(BOX), {"shop/box"}) == replace(found, lobby=Shelter(), settled=frozenset({BOX}))
+    # One that has its table is somebody else to one that has not.
+    beside = local("beside", "/links/beside", serves=((NEW[0], 80), (NEW[0], 90)), address=NEW[0])
+    both = hold([box, beside], {**BRIDGES, "shop/beside": ("podman0",)}, lives(BOX), {"shop/box"})
+    assert both.lobby == Shelter(
+        frozenset({(NEW[0], 80), (NEW[0], 90)}),
+        frozenset({("podman0", 80), ("podman0", 90)}),
+        frozenset({BOX[0], OTHER[0]}),
     )

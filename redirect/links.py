@@ -1,0 +1,58 @@
+"""The interfaces of a network namespace, and the news that it has lost its last, as a container's does that ends."""
+
+import errno
+import struct
+
+from redirect.explain import explain
+from redirect.netlink import ROUTE, Netlink, Refused
+
+_GET_LINK = 18
+_GROUP = 1
+"""RTNLGRP_LINK."""
+_ETHERNET = 1
+"""ARPHRD_ETHER: what leads out of a container; loopback and the kernel's own ends of tunnels are of other types."""
+
+
+def listed(netlink: Netlink) -> list[bytes]:
+    """Each as an ifinfomsg with its attributes. Refused."""
+    return netlink.whole(_GET_LINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0), "a listing of interfaces")
+
+
+class LinkWatch:
+    """Readable (`fileno`) when interfaces came or went; to be made in the namespace, and closed by who made it."""
+
+    def __init__(self) -> None:
+        self._news = Netlink(ROUTE, groups=1 << (_GROUP - 1))
+        self._led_out = False
+        try:
+            self._netlink = Netlink(ROUTE)
+            try:
+                self.cut_off()
+            except BaseException:
+                self._netlink.close()
+                raise
+        except BaseException:
+            self._news.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._news.fileno()
+
+    def close(self) -> None:
+        self._news.close()
+        self._netlink.close()
+
+    def cut_off(self) -> bool:
+        """Whether no interface leads out any more, where one did. Reads the news. Blocking; CaptureError or OSError."""
+        try:
+            for _ in self._news.drain():
+                pass
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+        try:
+            leads_out = any(struct.unpack_from("=H", row, 2)[0] == _ETHERNET for row in listed(self._netlink))
+        except Refused as refused:
+            raise explain(refused) from refused
+        self._led_out |= leads_out
+        return self._led_out and not leads_out

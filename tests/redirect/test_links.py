@@ -1,0 +1,58 @@
+"""Namespaces that lose their last interface."""
+
+import select
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from redirect.links import LinkWatch
+from redirect.namespace import in_namespace
+from tests.redirect.traffic import ip
+
+
+@pytest.fixture
+def watch(netns: str) -> Iterator[LinkWatch]:
+    """Of a namespace that has the interface `one`."""
+    ip(netns, "link", "add", "one", "type", "veth")
+    watch = in_namespace(netns, LinkWatch)
+    yield watch
+    watch.close()
+
+
+def _news(watch: LinkWatch) -> bool:
+    return bool(select.select([watch], [], [], 0)[0])
+
+
+def test_it_is_cut_off_when_its_last_interface_goes_and_no_more_when_one_comes(netns: str, watch: LinkWatch) -> None:
+    ip(netns, "link", "add", "two", "type", "veth")
+    assert not watch.cut_off()
+    assert not _news(watch)
+    ip(netns, "link", "delete", "one")
+    assert _news(watch)
+    assert not watch.cut_off()
+    ip(netns, "link", "delete", "two")
+    assert watch.cut_off()
+    assert not _news(watch)
+    ip(netns, "link", "add", "three", "type", "veth")
+    assert _news(watch)
+    assert not watch.cut_off()
+
+
+def test_one_that_never_led_anywhere_is_not_cut_off(netns: str) -> None:
+    """And an end of a tunnel leads nowhere by itself."""
+    watch = in_namespace(netns, LinkWatch)
+    try:
+        ip(netns, "tuntap", "add", "dev", "tun7", "mode", "tun")
+        ip(netns, "link", "delete", "tun7")
+        assert _news(watch)
+        assert not watch.cut_off()
+    finally:
+        watch.close()
+
+
+def test_when_news_were_lost_it_looks_all_the_same(netns: str, watch: LinkWatch) -> None:
+    changes = "".join(f"link set one mtu {1000 + number % 2}\n" for number in range(1000))
+    subprocess.run(["ip", "-n", netns, "-batch", "-"], input=changes, text=True, check=True)
+    ip(netns, "link", "delete", "one")
+    assert watch.cut_off()
