@@ -26,16 +26,13 @@ def relative(path: str, root: str) -> str:
     return path.removeprefix(root + "/").strip("/")
 
 
-def locate(path: str, mounts: str = MOUNTS) -> tuple[int, int] | None:
+def locate(path: str, root: str) -> tuple[int, int] | None:
     """(level, id) of the cgroup at `path`; None when there is no such cgroup now.
 
-    `path` counts from the mount, as in /proc/PID/cgroup ("/system.slice/web.service"); one that starts with the mount
-    point itself is understood too. The level is 1 for a child of the root; the root holds everybody and is refused with
-    a ValueError, and so is a path with "..".
+    `path` counts from `root`, the mount, as in /proc/PID/cgroup ("/system.slice/web.service"); one that starts with the
+    mount point itself is understood too. The level is 1 for a child of the root; the root holds everybody and is
+    refused with a ValueError, and so is a path with "..".
     """
-    root = mount_point(mounts)
-    if root is None:
-        return None
     inside = PurePosixPath(relative(path, root))
     if not inside.parts or ".." in inside.parts:
         raise ValueError(f"{path!r} does not name a cgroup below the root, such as /system.slice/web.service")
@@ -45,12 +42,9 @@ def locate(path: str, mounts: str = MOUNTS) -> tuple[int, int] | None:
         return None
 
 
-def children(path: str, mounts: str = MOUNTS) -> tuple[int, dict[str, int]] | None:
-    """The id of the cgroup at `path` (empty for the root) and those of the cgroups directly below it, by name; None
-    when there is no such cgroup now."""
-    root = mount_point(mounts)
-    if root is None:
-        return None
+def children(path: str, root: str) -> tuple[int, dict[str, int]] | None:
+    """The id of the cgroup at `path` (empty for `root`, the mount) and those of the cgroups directly below it, by name;
+    None when there is no such cgroup now."""
     folder = os.path.join(root, path)
     try:
         number = os.stat(folder).st_ino

@@ -49,14 +49,13 @@ class Cgroups:
         Blocking, for some microseconds a path."""
         found: Located = {}
         strange = []
-        root = mount_point()
-        self.root = root or ""
+        self.root = mount_point() or ""
         for path in paths:
             # First watch, then look: what changes in between is news.
-            if root is not None:
-                self._watch(root, path)
+            if self.root:
+                self._watch(self.root, path)
             try:
-                found[path] = locate(path)
+                found[path] = locate(path, self.root) if self.root else None
             except ValueError as error:
                 found[path] = None
                 strange.append(f"cgroup {path}: {error}")
@@ -72,7 +71,7 @@ class Cgroups:
         above = {str(p) if p.parts else "" for path in ours if path for p in PurePosixPath(path).parents}
         found = []
         for path in sorted(above):
-            if (listed := children(path)) is not None:
+            if (listed := children(path, self.root)) is not None:
                 number, inside = listed
                 nobodys = frozenset(i for name, i in inside.items() if os.path.join(path, name) not in ours)
                 found.append(Parent(len(PurePosixPath(path).parts), number, nobodys))

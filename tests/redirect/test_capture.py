@@ -10,13 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from redirect.cgroup import locate
 from redirect.counts import Counts
 from redirect.desired import Capture, Desired, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from tests.redirect.conftest import Wire
-from tests.redirect.traffic import MARKS, REFUSED, Seen, Server, nft, reached, reached_from_cgroup
+from tests.redirect.traffic import MARKS, REFUSED, Seen, Server, located, nft, reached, reached_from_cgroup
 
 FAR = ["10.77.0.9", "fd77::9"]
 HERE = ["10.77.0.1", "fd77::1"]
@@ -110,7 +109,7 @@ def test_by_cgroup_before_uid(world: World, kernel: Kernel, cgroup: str, address
     world.far()
     world.captured(15101)
     world.captured(15102)
-    batch = Capture("shop/batch", Recognise(cgroup=locate(cgroup)), 15102)
+    batch = Capture("shop/batch", Recognise(cgroup=located(cgroup)), 15102)
     kernel.apply(replace(DESIRED, captures=(WEB, batch)))
     node = world.wire.node
     assert reached_from_cgroup(node, cgroup, address, 80) == "captured 15102"
@@ -126,8 +125,8 @@ def test_the_deeper_cgroup_wins(world: World, kernel: Kernel, cgroup: str) -> No
     os.mkdir(inner)
     try:
         captures = (
-            Capture("shop/outer", Recognise(cgroup=locate(cgroup)), 15102),
-            Capture("shop/inner", Recognise(cgroup=locate(inner)), 15103),
+            Capture("shop/outer", Recognise(cgroup=located(cgroup)), 15102),
+            Capture("shop/inner", Recognise(cgroup=located(inner)), 15103),
         )
         kernel.apply(replace(DESIRED, captures=captures))
         node = world.wire.node

@@ -12,6 +12,12 @@ HYBRID = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 
 
 @pytest.fixture
+def root(mounts: str) -> str:
+    """Where that one is mounted."""
+    return str(mount_point(mounts))
+
+
+@pytest.fixture
 def mounts(tmp_path: Path) -> str:
     """A hybrid layout whose cgroup2 mount has a blank in its name."""
     root = tmp_path / "uni fied"
@@ -28,22 +34,21 @@ def test_mount_is_found_and_unescaped(mounts: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/system.slice/web.service", "system.slice/web.service", "{root}/system.slice/web.service"]
 )
-def test_level_and_id(mounts: str, path: str) -> None:
-    root = mount_point(mounts)
+def test_level_and_id(root: str, path: str) -> None:
     inode = os.stat(f"{root}/system.slice/web.service").st_ino
-    assert locate(path.format(root=root), mounts) == (2, inode)
+    assert locate(path.format(root=root), root) == (2, inode)
 
 
-def test_absent_is_none(mounts: str, tmp_path: Path) -> None:
-    assert locate("/system.slice/other.service", mounts) is None
+def test_absent_is_none(root: str, tmp_path: Path) -> None:
+    assert locate("/system.slice/other.service", root) is None
     (tmp_path / "no-cgroup2").write_text(HYBRID.splitlines()[0] + "\n")
-    assert locate("/system.slice", str(tmp_path / "no-cgroup2")) is None
+    assert mount_point(str(tmp_path / "no-cgroup2")) is None
 
 
 @pytest.mark.parametrize("path", ["", "/", "/system.slice/../.."])
-def test_the_root_and_dots_are_refused(mounts: str, path: str) -> None:
+def test_the_root_and_dots_are_refused(root: str, path: str) -> None:
     with pytest.raises(ValueError, match="does not name a cgroup"):
-        locate(path, mounts)
+        locate(path, root)
 
 
 def test_a_cgroup_made_again_has_another_id() -> None:
@@ -55,21 +60,19 @@ def test_a_cgroup_made_again_has_another_id() -> None:
     for _ in range(2):
         os.mkdir(f"{root}/{name}")
         try:
-            ids.append(locate(f"/{name}"))
+            ids.append(locate(f"/{name}", root))
         finally:
             os.rmdir(f"{root}/{name}")
     assert ids[0] != ids[1]
     assert [found and found[0] for found in ids] == [1, 1]
-    assert locate(f"/{name}") is None
+    assert locate(f"/{name}", root) is None
 
 
-def test_children_and_finding_one_by_its_number(mounts: str) -> None:
-    root = mount_point(mounts)
-    assert root is not None
-    number, inside = children("", mounts) or (0, {})
+def test_children_and_finding_one_by_its_number(root: str) -> None:
+    number, inside = children("", root) or (0, {})
     slice_, web = (os.stat(f"{root}/system.slice{tail}").st_ino for tail in ("", "/web.service"))
     assert (number, inside) == (os.stat(root).st_ino, {"system.slice": slice_})
-    assert children("nowhere", mounts) is None
+    assert children("nowhere", root) is None
     assert find(web, "", root) == find(web, "system.slice", root) == "system.slice/web.service"
     assert find(slice_, "system.slice", root) == "system.slice"
     assert find(slice_, "system.slice/web.service", root) is None

@@ -10,14 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-from redirect.cgroup import locate
 from redirect.counts import Unnamed
 from redirect.desired import Capture, Desired, Parent, Recognise
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from redirect.netlink import CaptureError
 from tests.redirect.conftest import Wire
-from tests.redirect.traffic import MARKS, REFUSED, Server, nft, reached, reached_from_cgroup
+from tests.redirect.traffic import MARKS, REFUSED, Server, located, nft, reached, reached_from_cgroup
 
 FAR = ["10.77.0.9", "fd77::9"]
 HERE = ["10.77.0.1", "fd77::1"]
@@ -179,7 +178,7 @@ def test_an_unknown_cgroup_that_passes_is_counted(served: Wire, kernel: Kernel, 
 
 
 def test_on_several_levels_it_is_counted_once(served: Wire, kernel: Kernel, cgroup: str) -> None:
-    where = locate(cgroup)
+    where = located(cgroup)
     assert where is not None
     os.mkdir(f"{cgroup}/new")
     try:

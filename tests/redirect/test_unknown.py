@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from redirect.cgroup import children, locate
+from redirect.cgroup import children, mount_point
 from redirect.counts import Held
 from redirect.desired import Capture, Desired, Parent, Recognise
 from redirect.kernel import Kernel
 from tests.redirect.conftest import Wire
-from tests.redirect.traffic import MARKS, REFUSED, Server, nft, reached, reached_from_cgroup
+from tests.redirect.traffic import MARKS, REFUSED, Server, located, nft, reached, reached_from_cgroup
 
 FAR = ["10.77.0.9", "fd77::9"]
 MESH = frozenset((address, 80) for address in FAR)
@@ -25,9 +25,9 @@ class Scene:
         self.wire, self.kernel, self.slice = wire, kernel, slice_
         os.mkdir(f"{slice_}/unit")
         os.mkdir(f"{slice_}/stranger")
-        where = locate(slice_)
+        where = located(slice_)
         assert where is not None
-        self.unit = Capture("shop/unit", Recognise(cgroup=locate(f"{slice_}/unit")), 15101)
+        self.unit = Capture("shop/unit", Recognise(cgroup=located(f"{slice_}/unit")), 15101)
         self.desired = Desired((self.unit,), MESH, parents=(Parent(*where, frozenset({self.number("stranger")})),))
         kernel.apply(self.desired)
 
@@ -102,7 +102,7 @@ def test_who_is_known_or_sits_elsewhere_is_left_alone(scene: Scene, address: str
 
 def test_an_unknown_child_is_not_taken_for_its_parent(scene: Scene) -> None:
     """The slice is a workload itself; who is new below it may be another."""
-    whole = Capture("shop/whole", Recognise(cgroup=locate(scene.slice)), 15102)
+    whole = Capture("shop/whole", Recognise(cgroup=located(scene.slice)), 15102)
     scene.kernel.apply(replace(scene.desired, captures=(scene.unit, whole)))
     with resolver(scene.wire), Server(scene.wire.node, "whole", "127.0.0.1", 15102, MARKS.agent), scene.restarted():
         assert scene.reached("stranger", FAR[0]) == "whole"
@@ -113,7 +113,7 @@ def test_below_the_root_no_parent_is_asked_for(wire: Wire, kernel: Kernel, cgrou
     with Server(wire.far, "far", "0.0.0.0", 80), resolver(wire):
         kernel.apply(Desired((), MESH, parents=(Parent(0, 1, frozenset({1})),)))
         assert reached_from_cgroup(wire.node, cgroup, FAR[0], 80) == "resolver"
-        root = children("")
+        root = children("", mount_point() or "")
         assert root is not None
         kernel.apply(Desired((), MESH, parents=(Parent(0, 1, frozenset(root[1].values())),)))
         assert reached_from_cgroup(wire.node, cgroup, FAR[0], 80) == "far"

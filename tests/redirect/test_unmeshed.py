@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from redirect.cgroup import locate
 from redirect.counts import Counts
 from redirect.desired import Capture, Desired, Recognise, Rest, Skip
 from redirect.kernel import Kernel
 from redirect.namespace import in_namespace
 from tests.redirect.conftest import Wire
-from tests.redirect.traffic import Server, as_user, family, nft, reached
+from tests.redirect.traffic import Server, as_user, family, located, nft, reached
 
 FAR = ["10.77.0.9", "fd77::9"]
 WEB = Capture("shop/web", Recognise(uid=1001), 15101)
@@ -164,7 +163,7 @@ def test_what_is_skipped_is_not_blocked(wire: Wire, kernel: Kernel, address: str
 
 
 def test_by_cgroup(wire: Wire, kernel: Kernel, cgroup: str) -> None:
-    kernel.apply(Desired((replace(WEB, recognise=Recognise(cgroup=locate(cgroup)), rest=Rest.BLOCK),)))
+    kernel.apply(Desired((replace(WEB, recognise=Recognise(cgroup=located(cgroup)), rest=Rest.BLOCK),)))
     program = (
         "import os, socket, sys\n"
         "open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"

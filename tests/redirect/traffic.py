@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import dataclass
 
+from redirect.cgroup import locate, mount_point
 from redirect.desired import Marks
 from redirect.namespace import in_namespace
 from redirect.origdst import SO_MARK, NotRedirected, listener, original_destination
@@ -149,6 +150,11 @@ def ip(netns: str, *words: str) -> str:
     done = subprocess.run(["ip", "-n", netns, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def located(path: str) -> tuple[int, int] | None:
+    """(level, id) of a cgroup."""
+    return locate(path, mount_point() or "")
 
 
 def unique() -> str:
