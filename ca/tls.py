@@ -106,7 +106,8 @@ def pinned_context(root: str) -> SSL.Context:
 
     def judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int, ok: int) -> bool:
         # Forgives just one thing, that this root is not in the store; dates and signatures are checked all the same.
-        if fault == _UNTRUSTED_ROOT and cert.to_cryptography().fingerprint(hashes.SHA256()).hex() == root:
+        seen = _read(cert) if fault == _UNTRUSTED_ROOT else None
+        if seen is not None and seen.fingerprint(hashes.SHA256()).hex() == root:
             return True
         return _judge(connection, cert, fault, depth, ok)
 
@@ -131,13 +132,24 @@ def _judge(connection: SSL.Connection, cert: crypto.X509, fault: int, depth: int
     """Leave the verdict to OpenSSL, but say what it found: by itself it only says `certificate verify failed`."""
     if ok:
         return True
-    seen = cert.to_cryptography()
-    times = {"begin": f"{seen.not_valid_before_utc:%F %H:%M} UTC", "end": f"{seen.not_valid_after_utc:%F %H:%M} UTC"}
-    said = _FAULTS.get(fault, f"is not acceptable (X.509 verification error {fault})").format(**times)
+    said, seen = _FAULTS.get(fault, f"is not acceptable (X.509 verification error {fault})"), _read(cert)
+    if seen is None:
+        said = f"cannot be read (X.509 verification error {fault})"
+    else:
+        begin, end = (f"{t:%F %H:%M} UTC" for t in (seen.not_valid_before_utc, seen.not_valid_after_utc))
+        said = said.format(begin=begin, end=end)
     whose = "an issuer of the peer's certificate" if depth and fault in (_NOT_YET, _ENDED) else "the peer's certificate"
     # Not raised: pyOpenSSL would keep the error with the context this connection began with, and give it to the next.
     connection.get_app_data().fault = f"{whose} {said}"
     return False
+
+
+def _read(cert: crypto.X509) -> x509.Certificate | None:
+    """None if OpenSSL forgives what `cryptography` does not: anybody may make up a certificate and show it to us."""
+    try:
+        return cert.to_cryptography()
+    except (ValueError, x509.InvalidVersion):
+        return None
 
 
 def by_server_name(ctx: SSL.Context, names: ServerNames) -> None:

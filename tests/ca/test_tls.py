@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from ca.tls import TAKE, Machine, Memory, TlsClosed, TlsError, by_server_name, context
 
@@ -142,6 +142,30 @@ def test_a_peer_that_is_refused_spoils_nothing_for_the_next() -> None:
         server = Machine(front, server=True)
         shake(Machine(here, server=False), server)
         assert server.peer_certificate == CLIENT[0]
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020107")),  # a version that there is not
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020100")),  # the default, written out
+        (NOW.strftime("%y%m%d").encode(), b"011340"),  # the 40th of a 13th month
+        (b"\x0c\x05weird", b"\x13\x05weir\xff"),  # a PrintableString that is none
+    ],
+)
+def test_a_certificate_that_only_openssl_can_read_is_refused_like_any_other(there: bytes, instead: bytes) -> None:
+    weird, key = make("weird")
+    der = weird.public_bytes(serialization.Encoding.DER)
+    assert there in der
+    ctx = context([ROOT[0]], pem((weird, key)), server=False, alpn=b"h2")
+    changed = crypto.load_certificate(crypto.FILETYPE_ASN1, der.replace(there, instead))
+    assert SSL._lib.SSL_CTX_use_certificate(ctx._context, changed._x509) == 1
+    server = context([ROOT[0]], pem(SERVER), server=True, alpn=b"h2")
+    with pytest.raises(TlsError, match="the peer's certificate cannot be read"):
+        shake(Machine(ctx, server=False), Machine(server, server=True))
+    shake(
+        Machine(context([ROOT[0]], pem(CLIENT), server=False, alpn=b"h2"), server=False), Machine(server, server=True)
+    )
 
 
 def sealed(machine: Machine, plaintext: bytes) -> bytes:

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives import serialization
 from msgspec.structs import force_setattr
+from OpenSSL import SSL, crypto
 
 from agent.snapshot import Snapshot
 from agent.tunnel import arrivals as arrivals_module
@@ -36,7 +38,7 @@ async def speak(
     """Do a client's handshake with a certificate of `identity`; -> its machine."""
     credentials = leaf(identity) if identity else None
     roots = [more.get("root", authority()).cert]
-    ctx = tls.context(roots, more.get("credentials", credentials), server=False, alpn=alpn)
+    ctx = more.get("context") or tls.context(roots, more.get("credentials", credentials), server=False, alpn=alpn)
     machine = tls.Machine(ctx, server=False, server_name=server_name)
     while not machine.handshake():
         if flight := machine.take():
@@ -213,6 +215,24 @@ async def test_an_expired_certificate():
         (reason,) = await until_refused(db)
         assert "ended at" in reason
         await hung_up(sock)
+
+
+async def test_a_certificate_that_cannot_be_read_harms_nobody_else():
+    async with hosts() as (_, db):
+        der = x509.load_chain(leaf(WEB)[0])[0].public_bytes(serialization.Encoding.DER)
+        # Of a version that there is not: OpenSSL reads it all the same.
+        weird = crypto.load_certificate(crypto.FILETYPE_ASN1, der.replace(b"\xa0\3\2\1\2", b"\xa0\3\2\1\7"))
+        ctx = tls.context([authority().cert], leaf(WEB), server=False, alpn=b"h2")
+        assert SSL._lib.SSL_CTX_use_certificate(ctx._context, weird._x509) == 1
+        for context in (ctx, None):
+            sock = await come(db)
+            await speak(sock, WEB, context=context)
+            if context:
+                assert "the peer's certificate cannot be read" in (await until_refused(db))[0]
+                await hung_up(sock)
+            else:
+                await soon(lambda: bool(db.arrivals.links))
+                sock.close()
 
 
 async def test_another_protocol():
