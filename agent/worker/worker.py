@@ -276,8 +276,11 @@ class Worker:
         for link in self.links:
             link.drain()
         with trio.move_on_after(seconds):
-            while self.book.live or self.links:  # noqa: ASYNC110 - both change in the relay, which tells nobody
+            while self.book.live or self.links:  # both change in the relay, which tells nobody
                 await trio.sleep(_TELL)
+                # Those that came about since. Before its settings a tunnel carries but one of those who wait for it.
+                for link in [x for x in self.links if x.core.settled and not x.core.draining]:
+                    link.drain()
         for entry in list(self.book.live.values()):
             if entry.carrier:
                 entry.carrier.abort("the agent stopped and its drain time is over", Verdict.FAILED)

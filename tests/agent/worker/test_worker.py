@@ -33,6 +33,7 @@ from agent.messages import (
     View,
 )
 from agent.relay.loop import Relay
+from agent.tunnel import frames
 from agent.tunnel.headers import Connect
 from agent.worker.letting_go import NO_MORE
 from agent.worker.worker import Worker
@@ -41,6 +42,7 @@ from ca.resources.kinds import encode
 from tests.agent.relay.rig import DB, WEB, authority, descriptors, leaf, receive, receive_all, send, soon
 from tests.agent.test_book import Carried
 from tests.agent.tunnel.node import Host
+from tests.agent.tunnel.test_arrivals import speak
 from tests.agent.views import mesh, node, workload
 from tests.agent.worker.test_inbound import at, needs_marks
 
@@ -297,6 +299,38 @@ async def test_draining(patient):
             with trio.fail_after(10):
                 await boss.done.wait()
             far.close()
+        web.close()
+        nursery.cancel_scope.cancel()
+
+
+@needs_marks
+async def test_a_tunnel_that_comes_about_during_a_drain_is_told_too():
+    """Its handshake was under way. Not told, its peer would open streams on it until all of them are cut off."""
+    async with working() as boss, trio.open_nursery() as nursery:
+        port = await boss.furnish()
+        web = Host(nursery, WEB)
+        tunnel_port = await boss.listen(1, Role.TUNNEL)
+        wanted = web.want(tunnel_port)
+        await web.news.until(lambda: bool(wanted.status))
+        stream = wanted.link.core.open(Connect(f"127.0.0.2:{port}"))
+        stream.owner = wanted
+        wanted.link.touch()
+        far, _ = await boss.workload.accept()
+        late = trio.socket.socket()
+        await late.connect(("127.0.0.1", tunnel_port))
+        await soon(lambda: bool(boss.worker.arrivals._shares))
+        await boss.say(Drain(60.0))
+        await soon(lambda: wanted.link.core.draining)
+        machine = await speak(late, WEB)
+        machine.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames.header(frames.SETTINGS, 0, 0, 0))
+        await send(late, machine.take())
+        assert await receive_all(late)
+        late.close()
+        far.close()
+        wanted.link.core.end(stream)
+        wanted.link.touch()
+        with trio.fail_after(10):
+            await boss.done.wait()
         web.close()
         nursery.cancel_scope.cancel()
 
