@@ -338,6 +338,7 @@ class Link:
                         stream.owner.broken("the peer is going away and did not look at it", unseen=True)
         for owner in owners:
             owner.deliver()
+                    ended = True
         if broke:
             self.close("")
             return

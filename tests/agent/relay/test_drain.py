@@ -107,6 +107,19 @@ async def test_a_stream_that_crosses_the_goaway_is_given_back_as_not_looked_at()
         assert await receive(keeps.far, 5) == b"still"
 
 
+async def test_a_tunnel_whose_last_stream_was_not_looked_at_ends():
+    async with rig() as r:
+        await soon(lambda: r.out.core.settled)
+        r.target.relay.unregister(r.into._fd)
+        conn = r.call()
+        r.into.core.drain()
+        r.into.touch()
+        with pytest.raises(ConnectionResetError):
+            await receive_all(conn.near)
+        r.target.relay.register(r.into._fd, r.into._ready, READ | WRITE | EDGE)
+        await soon(lambda: r.out.closed and r.into.closed, 5)
+
+
 async def test_an_end_behind_more_than_one_round_reads_is_seen(monkeypatch):
     """The kernel tells of it once, and the reading goes on in later rounds."""
     monkeypatch.setattr(link_module, "_READS", 1)
