@@ -388,6 +388,7 @@ class Leg:
         self._stream.owner = NOBODY  # the two would keep each other alive until the next garbage collection
         self._pending.clear()
         self._gathered.clear()
+        self._link.forget(self)
         self._link.relay.unregister(self._fd)
 
 

@@ -127,6 +127,10 @@ class Link:
         if not self._due:
             self.touch()
 
+    def forget(self, owner: Owner) -> None:
+        """It has left, and waits for nothing any more."""
+        self._waiting.pop(owner, None)
+
     def touch(self) -> None:
         """There is something to flush."""
         if not self._due and not self.closed and not self._leaving:

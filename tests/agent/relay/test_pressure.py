@@ -139,6 +139,21 @@ async def test_a_closed_connection_window_is_shared_out_in_turn():
             reset(conn.near)
 
 
+async def test_who_leaves_waits_no_more():
+    """A peer that gives no credit for long would have everybody who gave up meanwhile kept here."""
+    async with rig() as r:
+        await r.source.news.until(lambda: r.out.core.settled)
+        conns = [await r.connect() for _ in range(5)]
+        r.out.core.send_window = 0
+        for conn in conns:
+            await send(conn.near, b"x")
+        await soon(lambda: len(r.out._waiting) == 5)
+        for conn in conns:
+            reset(conn.near)
+        await r.idle()
+        assert not r.out._waiting
+
+
 async def test_a_peer_that_asks_much_and_reads_nothing_is_given_up():
     """Answers to its pings would otherwise pile up here for as long as it likes."""
     async with rig(sndbuf=4096, rcvbuf=4096) as r:
