@@ -325,7 +325,8 @@ class Link:
                     stream.owner.answered(status)
                     ended |= status != 200
                 case Asked(stream):
-                    self._watcher.asked(self, event)
+                    if not self.closed:  # by what came right before it
+                        self._watcher.asked(self, event)
                     if stream.owner is None:
                         stream.owner = NOBODY  # it was refused, and more of it may follow in this very read
                 case Writable(stream):

@@ -154,6 +154,35 @@ async def test_who_leaves_waits_no_more():
         assert not r.out._waiting
 
 
+class Ends:
+    """The owner of a stream in whose turn the tunnel ends."""
+
+    def __init__(self, link) -> None:
+        self._link = link
+
+    def pump(self) -> None:
+        self._link.close("its socket failed")
+
+    def broken(self, _reason: str, *, unseen: bool = False) -> None: ...
+
+
+async def test_nobody_is_asked_for_on_a_tunnel_that_has_just_ended():
+    """Its request stands in the same read, behind what ended the tunnel: it would be carried by nothing, for ever."""
+    async with rig() as r:
+        conn = await r.connect()
+        stream = r.into.core.streams[1]
+        leg, stream.owner, stream.send_window = stream.owner, Ends(r.into), 0
+        r.out.core.outgoing += frames.window_update(1, 10)
+        asked = len(r.target.asked_for)
+        late = r.call()
+        await soon(lambda: r.into.closed)
+        leg.broken("its tunnel has ended")
+        assert len(r.target.asked_for) == asked
+        for sock in (conn.near, late.near):
+            with pytest.raises(ConnectionResetError):
+                await receive_all(sock)
+
+
 async def test_a_peer_that_asks_much_and_reads_nothing_is_given_up():
     """Answers to its pings would otherwise pile up here for as long as it likes."""
     async with rig(sndbuf=4096, rcvbuf=4096) as r:
