@@ -308,12 +308,14 @@ class Core(Sending):
         self.settled = True
         initial = changed.get(SettingCodes.INITIAL_WINDOW_SIZE)
         if initial is not None:
+            self._restless(len(self.streams))  # the work that a few bytes of the peer make here
+            more, self._initial_send_window = initial - self._initial_send_window, initial
             for stream in self.streams.values():
-                stream.send_window += initial - self._initial_send_window
+                stream.send_window += more
                 if stream.send_window > _WINDOW_LIMIT:
                     raise ProtocolError(frames.FLOW_CONTROL_ERROR, "settings that push a window out of bounds")
-            self._initial_send_window = initial
-            yield Writable(None)
+                if 0 < stream.send_window <= more:
+                    yield Writable(stream)
         yield Settled(self.max_streams)
 
     def _known(self, number: int) -> None:
@@ -321,7 +323,7 @@ class Core(Sending):
         if number == 0 or number > self._last_id or (number % 2 == 0):
             raise ProtocolError(frames.PROTOCOL_ERROR, f"a frame for stream {number}, which was never opened")
 
-    def _restless(self, counts: bool = True) -> None:
+    def _restless(self, counts: int = 1) -> None:
         self._idle_frames += counts
         if self._idle_frames > CALM:
             raise ProtocolError(frames.ENHANCE_YOUR_CALM, "too many frames that carry nothing")

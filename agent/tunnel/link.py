@@ -332,18 +332,17 @@ class Link:
                 case Writable(stream):
                     if stream is None:
                         self._wake()
-                    for each in [stream] if stream else list(self.core.streams.values()):
-                        if each.owner is not None:
-                            each.owner.pump()
+                    else:
+                        stream.owner.pump()
                 case Settled():
                     self._watcher.roomier(self)
                 case GoAway(_, unseen):
                     self._watcher.leaving(self)
+                    ended = True
                     for stream in unseen:
                         stream.owner.broken("the peer is going away and did not look at it", unseen=True)
         for owner in owners:
             owner.deliver()
-                    ended = True
         if broke:
             self.close("")
             return

@@ -66,7 +66,7 @@ class Reset(NamedTuple):
 
 
 class Writable(NamedTuple):
-    """There is room to send again: on one stream, or (None) perhaps on all."""
+    """There is room to send again: on one stream, or (None) for those that wait for the connection's window."""
 
     stream: Stream | None
 

@@ -154,6 +154,41 @@ async def test_who_leaves_waits_no_more():
         assert not r.out._waiting
 
 
+async def test_credit_for_the_connection_concerns_only_those_who_wait_for_it():
+    """A peer may give it a byte at a time, and each would make work for every stream."""
+    async with rig() as r:
+        await r.source.news.until(lambda: r.out.core.settled)
+        conns = [await r.connect() for _ in range(3)]
+        r.out.core.send_window = 0
+        await send(conns[1].near, b"xy")
+        await soon(lambda: len(r.out._waiting) == 1)
+        pumped = []
+        for stream, conn in zip(r.out.core.streams.values(), conns, strict=True):
+            stream.owner = Watched(conn.near_entry.carrier, pumped)
+        r.into.core.outgoing += frames.window_update(0, 2)
+        r.into.touch()
+        assert await receive(conns[1].far, 2) == b"xy"
+        assert not pumped  # who waits is known by itself
+        for stream, conn in zip(r.out.core.streams.values(), conns, strict=True):
+            stream.owner = conn.near_entry.carrier
+        r.into.core.outgoing += frames.window_update(0, 10_000)
+        r.into.touch()
+
+
+class Watched:
+    """Stands before a leg, and notes when it is pumped."""
+
+    def __init__(self, leg, pumped: list) -> None:
+        self._leg, self._pumped = leg, pumped
+
+    def pump(self) -> None:
+        self._pumped.append(self._leg)
+        self._leg.pump()
+
+    def __getattr__(self, name: str):
+        return getattr(self._leg, name)
+
+
 class Ends:
     """The owner of a stream in whose turn the tunnel ends."""
 

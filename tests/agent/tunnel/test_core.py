@@ -1,5 +1,7 @@
 """The core against h2 as its peer, in both roles."""
 
+import struct
+
 import h2.exceptions
 import pytest
 from h2.settings import SettingCodes
@@ -486,6 +488,13 @@ def test_floods(client, wire):
         ours.core.tick()
     refused(ours, wire * 10_001, frames.ENHANCE_YOUR_CALM)
     assert len(ours.core.outgoing) < 2**20
+
+
+def test_settings_count_for_every_stream_they_move():
+    ours = started(client=False)
+    ours.receive(b"".join(headers(n, CONNECT) for n in range(3, 1003, 2)))
+    wire = b"".join(frames.header(frames.SETTINGS, 0, 0, 6) + b"\x00\x04" + struct.pack("!L", n) for n in range(1, 100))
+    refused(ours, wire, frames.ENHANCE_YOUR_CALM)
 
 
 def test_a_continuation_flood():
