@@ -107,7 +107,7 @@ class Leg:
         self._gathered: list[memoryview | bytes] = []
         self._pending: list[memoryview] = []  # no deque: an empty one takes 600 bytes of every idle connection
         self._readable = False
-        self._half_closed = False  # the kernel said that EOF is in the socket's queue
+        self._half_closed = False  # the kernel said that EOF, or an urgent byte, is in the socket's queue
         self._eof = False  # the application sends no more
         self._rest_eof = False  # the peer sends no more; shutdown follows the pending bytes
         self._closed = False
@@ -205,7 +205,7 @@ class Leg:
                 self._early += slot[:n]
             link.placed(stream, n)
             if n < len(slot):
-                # The socket is empty, unless its end is still in there.
+                # The socket is empty, unless its end is still in there, or an urgent byte.
                 self._readable = self._half_closed
                 if self._turn > _TURN_LEAST:
                     self._turn //= 2

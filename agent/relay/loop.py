@@ -37,12 +37,14 @@ _ROUNDS = 16  # before trio's other tasks get a turn, though connections are sti
 _EVENTS = 512
 
 READABLE = select.EPOLLIN
-READ = READABLE | select.EPOLLRDHUP
+READ = READABLE | select.EPOLLRDHUP | select.EPOLLPRI
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET
 BROKEN = select.EPOLLERR
 GONE = select.EPOLLHUP | BROKEN
-HALF_CLOSED = select.EPOLLRDHUP
+HALF_CLOSED = select.EPOLLRDHUP | select.EPOLLPRI
+"""Something stands behind what a read gave that was asked for more: the end, or what follows an urgent byte (EPOLLPRI),
+at which the kernel has each read stop."""
 ACCEPT = select.EPOLLIN | 1 << 28  # EPOLLEXCLUSIVE: of several workers wake one
 
 _DESCRIPTORS = 2**16

@@ -145,13 +145,16 @@ class Pair:
                 if not side.readable or side.eof:
                     return
                 try:
-                    if pipe.fill(side.fd) == 0:
-                        self._ended(side)
-                        return
+                    ended = pipe.fill(side.fd) == 0
                 except BlockingIOError:
-                    # Dry: the flow may be a chatty one from here on, and the pipe may serve another.
-                    side.readable, side.pipe = False, None
+                    ended = side.half_closed
+                if not pipe.held:
+                    # Dry: the flow may be a chatty one from here on, and the pipe may serve another. Or so it seems:
+                    # splice stops for good at an urgent byte, and calls it the end once that has come. To copy tells.
+                    side.readable, side.pipe = ended, None
                     self._relay.pipes.give(pipe)
+                    if ended:
+                        self._relay.again(partial(self._move, side))
                     return
             side.moved += pipe.drain(side.other.fd)
         self._relay.again(partial(self._move, side))

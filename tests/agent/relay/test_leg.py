@@ -1,6 +1,7 @@
 """Connections through a tunnel, one thing after another."""
 
 import gc
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -67,6 +68,21 @@ async def test_the_server_speaks_first():
 async def test_half_close_first_then_bulk_the_other_way(first):
     async with rig() as r:
         await talks.half_close_then_bulk(await r.connect(), first, BULK)
+
+
+@pytest.mark.parametrize("who", ["near", "far"])
+async def test_what_follows_an_urgent_byte_is_not_left_lying(who):
+    """The kernel has a read stop there, as if the socket were empty. The byte itself is no part of the stream."""
+    async with rig() as r:
+        conn = await r.connect()
+        sender, receiver = (conn.near, conn.far) if who == "near" else (conn.far, conn.near)
+        plain = socket.socket(fileno=os.dup(sender.fileno()))
+        for _ in range(3):
+            plain.send(b"before")
+            plain.send(b"!", socket.MSG_OOB)
+            plain.send(b"behind")
+            assert await receive(receiver, 12) == b"beforebehind"
+        plain.close()
 
 
 async def test_bulk_both_ways_at_once():

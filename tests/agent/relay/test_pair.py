@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
-from agent.relay.loop import Relay
+from agent.relay.loop import EDGE, READ, WRITE, Relay
 from agent.relay.pair import Pair
 from agent.relay.pipes import Pipes
 from tests.agent.relay import talks
@@ -120,6 +121,27 @@ async def test_bulk_both_ways_through_pipes(slow):
         (record,) = j.closed()
         assert (record.sent, record.received) == (len(BULK) + 15, len(BULK))
         assert record.verdict is Verdict.ALLOWED
+
+
+@pytest.mark.parametrize("before", [b"before", BULK[: 3 * MIB]])
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_follows_an_urgent_byte_is_neither_lost_nor_left_lying(before, ends):
+    """Reads stop there as if the socket were empty, and splice for good; with the end behind it, as if that was it."""
+    async with joints() as j:
+        conn = await j.connect()
+        j.relay.unregister(conn.near_entry.carrier._caller.fd)
+        await send(conn.near, before)
+        await conn.near.send(b"!", socket.MSG_OOB)
+        await conn.near.send(b"behind")
+        if ends:
+            conn.near.shutdown(socket.SHUT_WR)
+        side = conn.near_entry.carrier._caller
+        j.relay.register(side.fd, partial(conn.near_entry.carrier._ready, side), READ | WRITE | EDGE)
+        assert await receive(conn.far, len(before) + 6) == before + b"behind"
+        if ends:
+            assert await receive_all(conn.far) == b""
+        await talks.end(conn)
+        await j.news.until(lambda: not j.book.live)
 
 
 async def test_a_reader_that_stalls_stops_its_writer_and_no_other():
