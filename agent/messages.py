@@ -168,12 +168,14 @@ class StockWanted(FromWorker, frozen=True, tag="stock-wanted"):
 
 
 class Tables(FromWorker, frozen=True, tag="tables"):
-    """Live connections and tunnels, and relay gauges (`name -> value`)."""
+    """Live connections and tunnels, and relay gauges (`name -> value`). With `more` they are but a part of the answer:
+    more connections follow in another one of the same `id`."""
 
     id: int
     connections: list[Connection]
     tunnels: list[Tunnel]
     gauges: dict[str, float] = {}
+    more: bool = False
 
 
 class Notice(FromWorker, frozen=True, tag="notice"):

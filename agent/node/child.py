@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
+from msgspec import structs
 
 from agent.channel import Channel, ChannelBrokenError, ChannelClosedError, supervisor_end
 from agent.messages import (
@@ -103,7 +104,8 @@ class Child:
             self.say(Inquire(number, whole))
             with trio.move_on_after(seconds):
                 await answered.wait()
-            return self._answers.pop(number, None)
+            found = self._answers.pop(number, None)
+            return None if found is None or found.more else found
         finally:
             del self._asked[number]
 
@@ -179,13 +181,21 @@ class Child:
                 case Active(revision):
                     self.active = revision
                     self._progress()
-                case Tables(number):
-                    self.last_tables = message
-                    if (event := self._asked.get(number)) is not None:
-                        self._answers[number] = message
-                        event.set()
+                case Tables():
+                    self._answered(message)
                 case Closed() | StockWanted() | Notice():
                     self._told(self, message)
+
+    def _answered(self, tables: Tables) -> None:
+        number, event = tables.id, self._asked.get(tables.id)
+        if (before := self._answers.pop(number, None)) is not None:
+            tables = structs.replace(tables, connections=before.connections + tables.connections)
+        if event is not None:
+            self._answers[number] = tables
+        if not tables.more:
+            self.last_tables = tables
+            if event is not None:
+                event.set()
 
     async def _pulse(self) -> None:
         self._heard = trio.current_time()

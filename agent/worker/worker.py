@@ -15,7 +15,7 @@ import trio
 from agent.authorize import Authorizer
 from agent.book import Book
 from agent.channel import Channel, ChannelClosedError, worker_end
-from agent.connections import Tunnel, Verdict
+from agent.connections import Connection, Tunnel, Verdict
 from agent.messages import (
     FROM_WORKER,
     TO_WORKER,
@@ -64,6 +64,7 @@ from ca.revoked import Revoked
 
 _TELL = 0.05  # seconds over which closed connections are gathered into one message
 _QUEUE = 4096  # messages for the supervisor that may wait; records beyond it are dropped and counted
+_RECORDS = 5000  # connections in one message: far from the most that it may hold, whatever they are called
 _OPENING = 15.0  # seconds for a connection to come about: two handshakes, each with its own bound, and some
 _PING, _LOST = 10.0, 20.0  # seconds of silence after which a tunnel is pinged, and given up
 
@@ -174,7 +175,10 @@ class Worker:
                 self.say(Tables(number, [], [], self._gauges()))
             case Inquire(number):
                 self._report()  # or what has just ended would stand in no table at all
-                self.say(Tables(number, [e.record() for e in self.book.live.values()], self._tunnels(), self._gauges()))
+                *parts, last = _parts([e.record() for e in self.book.live.values()])
+                for part in parts:
+                    self.say(Tables(number, part, [], more=True))
+                self.say(Tables(number, last, self._tunnels(), self._gauges()))
             case Drain(seconds):
                 self._nursery.start_soon(self._drain, seconds)
             case Configure(mark=mark, spoof_mark=spoof_mark, capturing=capturing):
@@ -241,7 +245,9 @@ class Worker:
     def _report(self) -> None:
         closed, dropped = self.book.take()
         if closed or dropped:
-            self.say(Closed(closed, dropped))
+            for part in _parts(closed):
+                self.say(Closed(part, dropped))
+                dropped = 0
 
     async def _tick(self) -> None:
         while True:
@@ -286,6 +292,11 @@ class Worker:
                 entry.carrier.abort("the agent stopped and its drain time is over", Verdict.FAILED)
         await trio.sleep(2 * _TELL)
         self._nursery.cancel_scope.cancel()
+
+
+def _parts(records: list[Connection]) -> list[list[Connection]]:
+    """At least one."""
+    return [records[at : at + _RECORDS] for at in range(0, len(records), _RECORDS)] or [[]]
 
 
 def _key(name: ResourceName) -> Key:

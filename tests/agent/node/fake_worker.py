@@ -3,7 +3,8 @@
     fake_worker.py MODE FD
 
 MODE: `good`; `mute` (answers nothing after Ready); `mad` (says nonsense when told to listen); `dead` (ends at once);
-`greedy` (asks for sockets when told of a namespaced workload, and dials with them).
+`greedy` (asks for sockets when told of a namespaced workload, and dials with them); `lengthy` (answers in
+several messages).
 """
 
 import os
@@ -33,6 +34,10 @@ from agent.messages import (
     Unlisten,
     View,
 )
+
+_CONNECTIONS = [
+    Connection(f"1.{n}", Direction.INBOUND, Party(), Party(), Security.MTLS, 1.0, Verdict.ALLOWED) for n in (1, 2, 3)
+]
 
 
 async def main(mode: str, fd: int) -> None:
@@ -110,6 +115,10 @@ async def main(mode: str, fd: int) -> None:
                             reached.append(inside.connect_ex(("127.0.0.1", 7)))
                     await channel.send(Notice("info", "stocked", {"workload": workload, "results": str(reached)}))
                 case Inquire(number):
+                    if mode == "lengthy":
+                        await channel.send(Tables(number, _CONNECTIONS[:2], [], more=True))
+                        await channel.send(Tables(number, _CONNECTIONS[2:], [], {"connections": 3}))
+                        continue
                     await channel.send(Tables(number, [], [], {"connections": 1}))
                 case Drain():
                     nursery.cancel_scope.cancel()

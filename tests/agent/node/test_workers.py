@@ -340,6 +340,16 @@ async def test_tables_of_one_that_is_silent_are_left_out(made, nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_tables_that_come_in_parts_are_put_together(made, nursery):
+    n = made("lengthy")
+    await nursery.start(n.workers.run, 1)
+    await n.until(lambda: n.workers.ready)
+    connections, _, gauges = await n.workers.tables(10)
+    assert [c.id for c in connections] == ["1.1", "1.2", "1.3"]
+    assert gauges == {"connections": 3}
+    nursery.cancel_scope.cancel()
+
+
 async def test_drained_workers_end_and_are_not_replaced(made):
     n = made()
     with trio.fail_after(20):

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 
+import agent.channel
 import agent.worker.worker
 from agent.channel import supervisor_end, worker_end
 from agent.connections import Direction, Party, Security, Verdict
@@ -333,6 +334,26 @@ async def test_a_tunnel_that_comes_about_during_a_drain_is_told_too():
             await boss.done.wait()
         web.close()
         nursery.cancel_scope.cancel()
+
+
+async def test_more_connections_than_one_message_holds(monkeypatch):
+    monkeypatch.setattr(agent.channel, "MAX_BODY", 50_000)
+    monkeypatch.setattr(agent.worker.worker, "_RECORDS", 100)
+    async with working() as boss:
+        book = boss.worker.book
+        entries = [book.enter(Direction.INBOUND, Security.MTLS, Party("shop/web", str(WEB))) for _ in range(1050)]
+        await boss.say(Inquire(7))
+        told = [await boss.hear(Tables)]
+        while told[-1].more:
+            told.append(await boss.hear(Tables))
+        assert [c.id for tables in told for c in tables.connections] == [e.id for e in entries]
+        assert told[-1].gauges["connections"] == 1050
+        for entry in entries:
+            book.close(entry)
+        ended = []
+        while len(ended) < 1050:
+            ended += (await boss.hear(Closed)).connections
+        assert [c.id for c in ended] == [e.id for e in entries]
 
 
 async def test_a_supervisor_that_does_not_listen_costs_records_not_memory(monkeypatch):
