@@ -367,7 +367,7 @@ class Leg:
     def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
         """End the connection at once, both ways, with a reset."""
         if self._connecting:
-            self._link.core.answer(self._stream, 503)
+            self._link.core.answer(self._stream, 401 if verdict is Verdict.REFUSED else 503)
         else:
             self._link.core.reset(self._stream, RESET)
         self._link.touch()

@@ -266,6 +266,21 @@ async def test_giving_up_a_workload_that_does_not_answer():
             assert "503" in near.reason
 
 
+async def test_a_policy_that_changes_before_the_workload_has_answered():
+    with busy() as (workload, _):
+        async with rig() as r:
+            conn = r.call(to=workload.getsockname())
+            await r.target.news.until(lambda: len(r.target.book.live) == 1)
+            (entry,) = r.target.book.live.values()
+            entry.carrier.abort("denied by policy shop/new rule 1")
+            with pytest.raises(ConnectionResetError):
+                await receive_all(conn.near)
+            await r.idle()
+            (near,), (far,) = r.source.closed(), r.target.closed()
+            assert near.verdict is far.verdict is Verdict.REFUSED
+            assert "401" in near.reason
+
+
 @pytest.mark.parametrize("ask", ["refused", "accepted"])
 async def test_a_request_that_ends_at_once(ask):
     """HEADERS, DATA and END_STREAM in one read, before the other side has looked at any of it."""
