@@ -1,6 +1,7 @@
 """Live connections and a view that changes."""
 
 import pytest
+from msgspec.structs import replace
 
 from agent.authorize import Authorizer
 from agent.book import Book
@@ -81,6 +82,17 @@ class Live:
 )
 def test_a_change_ends_what_it_no_longer_allows(put, ended):
     assert Live().change(*put) == ended
+
+
+def test_a_workload_that_gets_another_identity():
+    """Policies judge its callers, or it, by the one that it had."""
+    live = Live()
+    live.tunnel.destination = Party("shop/db", "spiffe://shop.example/ns/shop/sa/db")
+    live.plain.destination = live.tunnel.destination
+    live.out.destination = Party("shop/far", "spiffe://shop.example/ns/shop/sa/far")
+    same = workload("web"), workload("db", ports=(81,))
+    assert live.change(*same) == []
+    assert live.change(*(replace(w, spec=replace(w.spec, service_account="other")) for w in same)) == ["out", "tunnel"]
 
 
 def test_deletion():
