@@ -15,6 +15,7 @@ from agent.tunnel.stream import STREAM_WINDOW
 
 MAX_STREAMS = 1000
 """Streams a peer may have open on one tunnel."""
+_KNOWN = frozenset(code.to_bytes(2, "big") for code in SettingCodes)
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -76,7 +77,7 @@ class Negotiation:
     def hear(self, frame: bytes) -> Heard:
         """Act on a whole SETTINGS or PING frame."""
         try:
-            events = self._h2.receive_data(frame)
+            events = self._h2.receive_data(_known(frame))
         except h2.exceptions.ProtocolError as error:
             raise ProtocolError(int(getattr(error, "error_code", 1)), str(error)) from error
         heard = Heard()
@@ -88,3 +89,13 @@ class Negotiation:
             elif isinstance(event, h2.events.RemoteSettingsChanged):
                 heard.changed = {code: change.new_value for code, change in event.changed_settings.items()}
         return heard
+
+
+def _known(frame: bytes) -> bytes:
+    """A frame without settings that nobody knows: h2 keeps each that it is told, and there may be 65,536 of them."""
+    length, kind, flags, stream = frames.parse_header(frame, 0)
+    if kind != frames.SETTINGS or flags & frames.ACK or length % 6:
+        return frame
+    each = (frame[at : at + 6] for at in range(frames.HEADER_SIZE, len(frame), 6))
+    known = b"".join(setting for setting in each if setting[:2] in _KNOWN)
+    return frames.header(kind, flags, stream, len(known)) + known

@@ -497,6 +497,17 @@ def test_settings_count_for_every_stream_they_move():
     refused(ours, wire, frames.ENHANCE_YOUR_CALM)
 
 
+def test_settings_that_nobody_knows_are_not_kept():
+    ours = started(client=False)
+    for first in range(0x100, 2**16, 2**8):
+        known = b"\x00\x05" + struct.pack("!L", 2**15)
+        body = known + b"".join(struct.pack("!HL", code, 1) for code in range(first, first + 2**8))
+        ours.receive(frames.header(frames.SETTINGS, 0, 0, len(body)) + body)
+        assert ours.core.max_frame == 2**15
+        ours.core.tick()
+    assert len(ours.core._negotiation._h2.remote_settings) < 10
+
+
 def test_a_continuation_flood():
     refused(
         started(client=False),
