@@ -17,6 +17,8 @@ OK = b"\x88"
 MAX_LIST = 2**14
 """Bytes of a decoded header list; ours have a few hundred, and no peer needs more to open a connection."""
 
+_AUTHORITY_MAX = 255
+"""Characters of an authority: it is remembered by what is ruled on it, and logged."""
 _FORWARDED = b"\x00\x09forwarded"
 _TRACEPARENT = b"\x00\x0btraceparent"
 _FIRST = b"\x20"  # dynamic table size update to 0, at the start of a connection's first block
@@ -184,12 +186,14 @@ def _connect(fields: list[tuple[str, str]]) -> Connect:
             plain.setdefault(name, value)
             continue
         if plain or name in pseudo:
-            raise HeaderError(f"{name} stands twice or after an ordinary field")
+            raise HeaderError(f"{name[:64]} stands twice or after an ordinary field")
         pseudo[name] = value
     if pseudo.get(":method") != "CONNECT" or not pseudo.get(":authority"):
         raise HeaderError("no CONNECT with an authority")
     if len(pseudo) != 2:
-        raise HeaderError(f"a CONNECT with {', '.join(sorted(set(pseudo) - {':method', ':authority'}))}")
+        raise HeaderError(f"a CONNECT with {', '.join(sorted(set(pseudo) - {':method', ':authority'}))[:64]}")
+    if len(pseudo[":authority"]) > _AUTHORITY_MAX:
+        raise HeaderError(f"an authority of {len(pseudo[':authority'])} characters")
     return Connect(
         pseudo[":authority"], plain.get("baggage", ""), plain.get("forwarded", ""), plain.get("traceparent", "")
     )
