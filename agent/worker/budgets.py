@@ -90,8 +90,8 @@ class Account:
             live, held = live + connections, held + more
         if self.most and live >= self.most:
             return self._over_connections(live)
-        if (self.most_held and held + descriptors > self.most_held) or self.held + descriptors > self.most_here:
-            return f"over its budget of descriptors in the agent: {held} are in use"
+        if over := self._short(held, descriptors):
+            return over
         if self._rate:
             self._tokens = min(self._tokens + (now - self._filled) * self._rate, max(1.0, self._rate))
             self._filled = now
@@ -100,6 +100,16 @@ class Account:
             self._tokens -= 1
         self._add(1, descriptors)
         return ""
+
+    def widen(self, descriptors: int) -> str:
+        """Charge more descriptors to a connection that is charged already; why not, or nothing."""
+        held = self.held
+        if self._elsewhere and self._tally is not None:
+            held += self._tally.others(self._number)[1]
+        over = self._short(held, descriptors)
+        if not over:
+            self._add(0, descriptors)
+        return over
 
     def give(self, descriptors: int) -> None:
         """A connection that was charged has ended."""
@@ -125,6 +135,11 @@ class Account:
         self.held += descriptors
         if self._elsewhere and self._tally is not None:
             self._tally.put(self._number, self.live, self.held)
+
+    def _short(self, held: int, descriptors: int) -> str:
+        if (self.most_held and held + descriptors > self.most_held) or self.held + descriptors > self.most_here:
+            return f"over its budget of descriptors in the agent: {held} are in use"
+        return ""
 
     def _over_connections(self, live: int) -> str:
         limits = self._limits
@@ -183,6 +198,21 @@ class Budgets:
         over = self._charge(account, entry, 1)
         if account.storming:
             self.resting.add((Role.OUTBOUND, workload))
+        return over
+
+    def widen(self, workload: str, entry: Entry) -> str:
+        """Charge the second descriptor of a connection just spent, which leaves in plaintext; why not, or nothing."""
+        account = self._making.get(workload)
+        if account is None or entry.account is not account:
+            return ""
+        over = account.widen(1)
+        if over:
+            entry.over_budget = True
+            account.refused += 1
+            if account.storming:
+                self.resting.add((Role.OUTBOUND, workload))
+        else:
+            entry.descriptors += 1
         return over
 
     def _charge(self, account: Account, entry: Entry, descriptors: int) -> str:

@@ -137,6 +137,9 @@ class Outbound:
             case Refuse(reason):
                 self._refuse(sock, entry, reason)
             case Direct():
+                if over := self._inbound.budgets.widen(workload, entry):
+                    self._refuse(sock, entry, over)
+                    return
                 entry.opaque = opaque.leaving(snapshot, source, None, *where)
                 self._inbound.dial(snapshot, sock, *where, [entry], via=source)
             case Local(destination):

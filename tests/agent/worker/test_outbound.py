@@ -310,6 +310,27 @@ async def test_a_stranger_in_plaintext(towards, egress):
         assert (await s.one.closed()).security is Security.PLAINTEXT
 
 
+async def test_a_stranger_takes_two_descriptors_of_the_callers_budget(towards):
+    """The captured socket and the one that dials: else one workload could have all that a worker may open."""
+    async with scene(towards) as s:
+        web = workload("web", "n1")
+        web = replace(web, spec=replace(web.spec, limits=Limits(descriptors=3)))
+        s.put(mesh(), at(web, "127.0.0.3"))
+        outside = trio.socket.from_stdlib_socket(socket.create_server(("127.0.0.9", 0)))
+        s.aim(outside.getsockname())
+        first, over = s.one.capture(), s.one.capture()
+        record = await s.one.closed()
+        assert (record.verdict, record.over_budget) == (Verdict.REFUSED, True)
+        assert record.reason == "over its budget of descriptors in the agent: 3 are in use"
+        far, _ = await outside.accept()
+        first.close(), far.close(), over.close()
+        assert (await s.one.closed()).verdict is Verdict.ALLOWED
+        again = s.one.capture()
+        far, _ = await outside.accept()
+        again.close(), far.close(), outside.close()
+        assert (await s.one.closed()).verdict is Verdict.ALLOWED
+
+
 async def test_a_neighbour_is_judged_and_entered_for_both_ends(towards):
     async with scene(towards) as s:
         local = at(workload("local", "n1", ports=(s.port,)), "127.0.0.2")
