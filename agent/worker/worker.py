@@ -63,6 +63,7 @@ from ca.resources.metadata import Key
 from ca.revoked import Revoked
 
 _TELL = 0.05  # seconds over which closed connections are gathered into one message
+_PARTING = 1.5  # seconds for a supervisor that is busy to hear the last; it gives us 2 before it kills
 _QUEUE = 4096  # messages for the supervisor that may wait; records beyond it are dropped and counted
 _RECORDS = 5000  # connections in one message: far from the most that it may hold, whatever they are called
 _OPENING = 15.0  # seconds for a connection to come about: two handshakes, each with its own bound, and some
@@ -290,7 +291,11 @@ class Worker:
         for entry in list(self.book.live.values()):
             if entry.carrier:
                 entry.carrier.abort("the agent stopped and its drain time is over", Verdict.FAILED)
+        self._report()
         await trio.sleep(2 * _TELL)
+        with trio.move_on_after(_PARTING):
+            while not self._queue.statistics().tasks_waiting_receive:  # noqa: ASYNC110 - till all is said that was to be
+                await trio.sleep(_TELL)
         self._nursery.cancel_scope.cancel()
 
 

@@ -336,6 +336,27 @@ async def test_a_tunnel_that_comes_about_during_a_drain_is_told_too():
         nursery.cancel_scope.cancel()
 
 
+async def test_what_a_drain_cuts_off_is_told_to_a_supervisor_that_is_busy():
+    class Cut(Carried):
+        def abort(self, reason: str = "", verdict: Verdict = Verdict.REFUSED) -> None:
+            book.close(self.entry, verdict, reason)
+
+    async with working() as boss:
+        book = boss.worker.book
+        for _ in range(12_000):
+            entry = book.enter(Direction.INBOUND, Security.MTLS, Party("shop/web", str(WEB)))
+            entry.carrier = Cut()
+            entry.carrier.entry = entry
+        await boss.say(Drain(0.1))
+        await soon(lambda: not book.live)
+        await trio.sleep(0.5)
+        told = 0
+        while told < 12_000:
+            told += len((await boss.hear(Closed)).connections)
+        with trio.fail_after(10):
+            await boss.done.wait()
+
+
 async def test_more_connections_than_one_message_holds(monkeypatch):
     monkeypatch.setattr(agent.channel, "MAX_BODY", 50_000)
     monkeypatch.setattr(agent.worker.worker, "_RECORDS", 100)
