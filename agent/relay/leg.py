@@ -37,6 +37,7 @@ _TURN_LEAST, _TURN_MOST = 2**14, 2**18
 while the application fills it."""
 _PIECES = 64  # pieces per gathered write; well below IOV_MAX
 _SMALL = 2**12  # bytes up to which pieces that are kept are joined
+_DISCARDS = 2**7  # reads: more than a socket's queue holds
 _RESET = struct.pack("ii", 1, 0)
 RESET = frames.INTERNAL_ERROR
 """The code of our RST_STREAM for a connection that was reset. RFC 9113 has CONNECT_ERROR for it, which Envoy makes a
@@ -50,6 +51,17 @@ def abort(sock: socket.socket) -> None:
     except OSError:
         pass
     sock.close()
+
+
+def _discard(sock: socket.socket) -> None:
+    """Take what arrived and nobody wants: to close before that would be a reset, and it would take along what the
+    application has not got yet."""
+    try:
+        for _ in range(_DISCARDS):
+            if not sock.recv(2**16, socket.MSG_TRUNC):
+                return
+    except OSError:
+        pass
 
 
 class Leg:
@@ -313,6 +325,8 @@ class Leg:
     def _finish(self) -> None:
         if self._eof and self._rest_eof and not self._pending and not self._gathered and not self._closed:
             self._leave()
+            if self._readable:
+                _discard(self._sock)
             self._sock.close()
             self._book.close(self._entry)
             self._link.freed()
@@ -334,7 +348,7 @@ class Leg:
         if code == frames.REFUSED_STREAM and self._again(unseen=True):
             return
         if code == frames.NO_ERROR and self._rest_eof and not self._connecting:
-            self._eof = True  # whatever the application may still send, nobody takes it
+            self._eof = self._readable = True  # whatever the application may still send, nobody takes it
             self._finish()
             return
         self._drop(Verdict.ALLOWED if self._entry.state == "open" else Verdict.FAILED, "reset by the other side")

@@ -146,6 +146,27 @@ async def test_a_peer_that_ends_and_resets_in_one_breath(code):
         assert near.reason == ("" if code == frames.NO_ERROR else "reset by the other side")
 
 
+async def test_who_is_not_listened_to_any_more_gets_every_byte_all_the_same():
+    """What it had sent lies unread in our socket, and its answer in part unsent."""
+    async with rig() as r:
+        conn = r.call(sndbuf=4096)
+        await r.accept(conn)
+        await soon(lambda: conn.far_entry.state == "open" and conn.near_entry.state == "open")
+        leg, stream = conn.far_entry.carrier, r.into.core.streams[1]
+        r.out.core.streams[1].send_window = 0
+        await send(conn.near, b"not read by anybody")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, conn.far, BULK[:200_000])
+            await soon(lambda: leg.received == 200_000)
+        r.into.core.end(stream)
+        r.into.core.reset(stream, frames.NO_ERROR)
+        r.into.touch()
+        await soon(lambda: not r.out.core.streams)
+        leg.abort()
+        assert await receive_all(conn.near) == BULK[:200_000]
+        await r.idle()
+
+
 @contextmanager
 def busy() -> Iterator[tuple[socket.socket, Callable[[], None]]]:
     """A listener whose queue is full, so that connecting to it takes until it is emptied."""
