@@ -246,14 +246,15 @@ class Capture:
     async def _watch_links(self, namespace: Namespace) -> None:
         while True:
             await trio.lowlevel.wait_readable(namespace.link_watch.fileno())
-            try:
-                changed = await trio.to_thread.run_sync(namespace.look_out)
-            except _ERRORS as error:
-                self._problem(namespace.place, error)
-                self._lost()
-            else:
-                if changed:
-                    self._emptied()
+            async with self._lock:  # as everywhere: it may be left meanwhile, which closes what is looked at
+                try:
+                    changed = await trio.to_thread.run_sync(namespace.look_out)
+                except _ERRORS as error:
+                    self._problem(namespace.place, error)
+                    self._lost()
+                else:
+                    if changed:
+                        self._emptied()
 
     # ---- namespaces
 
