@@ -9,8 +9,9 @@ from redirect.netlink import ROUTE, Netlink, Refused
 _GET_LINK = 18
 _GROUP = 1
 """RTNLGRP_LINK."""
-_ETHERNET = 1
-"""ARPHRD_ETHER: what leads out of a container; loopback and the kernel's own ends of tunnels are of other types."""
+_ETHERNET, _UP = 1, 1
+"""ARPHRD_ETHER and IFF_UP: what leads out of a container. Loopback is of another type, and so are most of the ends of
+tunnels that the kernel puts into each namespace; of gretap0 and erspan0, which are not, nobody makes use."""
 
 
 def listed(netlink: Netlink) -> list[bytes]:
@@ -51,8 +52,13 @@ class LinkWatch:
             if error.errno != errno.ENOBUFS:
                 raise
         try:
-            leads_out = any(struct.unpack_from("=H", row, 2)[0] == _ETHERNET for row in listed(self._netlink))
+            leads_out = any(map(_leads_out, listed(self._netlink)))
         except Refused as refused:
             raise explain(refused) from refused
         self._led_out |= leads_out
         return self._led_out and not leads_out
+
+
+def _leads_out(row: bytes) -> bool:
+    kind, _, flags = struct.unpack_from("=HiI", row, 2)
+    return bool(kind == _ETHERNET and flags & _UP)

@@ -14,10 +14,14 @@ from tests.redirect.traffic import ip
 @pytest.fixture
 def watch(netns: str) -> Iterator[LinkWatch]:
     """Of a namespace that has the interface `one`."""
-    ip(netns, "link", "add", "one", "type", "veth")
+    _add(netns, "one")
     watch = in_namespace(netns, LinkWatch)
     yield watch
     watch.close()
+
+
+def _add(netns: str, name: str) -> None:
+    ip(netns, "link", "add", name, "up", "type", "veth")
 
 
 def _news(watch: LinkWatch) -> bool:
@@ -25,7 +29,7 @@ def _news(watch: LinkWatch) -> bool:
 
 
 def test_it_is_cut_off_when_its_last_interface_goes_and_no_more_when_one_comes(netns: str, watch: LinkWatch) -> None:
-    ip(netns, "link", "add", "two", "type", "veth")
+    _add(netns, "two")
     assert not watch.cut_off()
     assert not _news(watch)
     ip(netns, "link", "delete", "one")
@@ -34,7 +38,7 @@ def test_it_is_cut_off_when_its_last_interface_goes_and_no_more_when_one_comes(n
     ip(netns, "link", "delete", "two")
     assert watch.cut_off()
     assert not _news(watch)
-    ip(netns, "link", "add", "three", "type", "veth")
+    _add(netns, "three")
     assert _news(watch)
     assert not watch.cut_off()
 
@@ -49,6 +53,17 @@ def test_one_that_never_led_anywhere_is_not_cut_off(netns: str) -> None:
         assert not watch.cut_off()
     finally:
         watch.close()
+
+
+def test_one_that_is_down_leads_nowhere(netns: str, watch: LinkWatch) -> None:
+    """As gretap0 and erspan0, which are in every namespace where the kernel knows GRE."""
+    ip(netns, "link", "add", "gretap0", "type", "veth")
+    assert not watch.cut_off()
+    ip(netns, "link", "delete", "one")
+    assert watch.cut_off()
+    ip(netns, "link", "set", "gretap0", "up")
+    assert _news(watch)
+    assert not watch.cut_off()
 
 
 def test_when_news_were_lost_it_looks_all_the_same(netns: str, watch: LinkWatch) -> None:

@@ -26,7 +26,7 @@ def names() -> Iterator[tuple[str, str]]:
     """Two namespaces with an interface each."""
     with namespace() as one, namespace() as other:
         for name in (one, other):
-            ip(name, "link", "add", "eth0", "type", "veth")
+            ip(name, "link", "add", "eth0", "up", "type", "veth")
         yield one, other
 
 
