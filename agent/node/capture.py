@@ -138,7 +138,8 @@ class Capture:
         async with self._lock:
             host = self._namespaces[HOST]
             if host.applied is not None and host.known:
-                desired = replace(host.applied, parents=parents, hold=hold)
+                # Not the first ones: `widen` opens the socket for those that are unknown, and brings them.
+                desired = replace(host.applied, parents=parents if host.applied.parents else (), hold=hold)
                 return desired == host.applied or await self._try(HOST, host.apply, desired)
         return True
 

@@ -246,9 +246,9 @@ def common(old: Desired, new: Desired | None) -> Desired:
     """What both hold: the table for the time in between. It is there also where nothing is left to capture: what it
     captured is translated until it ends. A workload that is only recognised in another way (its unit got a new cgroup)
     is so at once: it must not slip through in between. So is what is left alone of it, for which no listener has to be
-    made first, and what is known of cgroups. Of one that shares its address the ports go on when that changes, as they
-    are its own at whatever address. Stations are vouched for until their own table has come, and again before
-    it goes."""
+    made first, and what is known of cgroups, where there is one already for those that are not. Of one that shares its
+    address the ports go on when that changes, as they are its own at whatever address. Stations are vouched for until
+    their own table has come, and again before it goes."""
     if new is None:
         return replace(
             old,
@@ -278,7 +278,7 @@ def common(old: Desired, new: Desired | None) -> Desired:
         captures=captures,
         mesh=old.mesh & new.mesh,
         capture_all=old.capture_all and new.capture_all,
-        parents=new.parents,
+        parents=new.parents if old.parents else (),
         hold=Hold(
             old.hold.bridges & new.hold.bridges,
             old.hold.vouched | new.hold.vouched,

@@ -206,6 +206,13 @@ def test_in_between_the_ports_of_one_that_moves_are_guarded():
     assert common(*alone).captures[0].serves == ()
 
 
+def test_in_between_nobody_is_asked_about_cgroups_before_somebody_can_answer():
+    """The first unit's own connections would be refused, for want of a listener."""
+    old = Desired((capture("a", 80),))
+    unit = Capture("shop/unit", Recognise(cgroup=(2, 99)), 15101)
+    assert common(old, replace(old, captures=(*old.captures, unit), parents=(Parent(1, 1),))) == old
+
+
 def test_in_between_there_is_a_table_also_when_nothing_is_left_to_capture():
     old = Desired(
         (replace(capture("a", 80), open=True),),
@@ -253,7 +260,7 @@ def test_parents_are_the_hosts_alone_and_signs_say_whose_is_what():
     got = tables(v, [unit, there], Ports({"shop/unit": 15100}), {}, Desired(), parents)
     assert got[HOST].parents == parents
     assert got["/run/netns/db"].parents == ()
-    assert common(replace(got[HOST], parents=()), got[HOST]) == got[HOST]
+    assert common(replace(got[HOST], parents=(Parent(0, 1),)), got[HOST]) == got[HOST]
     assert signs([unit, other, addressed, local("web"), there], "/mnt/x") == Signs(
         {"system.slice/unit.service": "shop/unit", "y.service": "shop/other"},
         {"10.0.0.7": "shop/address"},
