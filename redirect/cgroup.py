@@ -22,8 +22,8 @@ def mount_point(mounts: str = MOUNTS) -> str | None:
 
 
 def relative(path: str, root: str) -> str:
-    """The path as counted from the mount at `root`, without a slash before it."""
-    return path.removeprefix(root + "/").strip("/")
+    """The path as counted from the mount at `root`, without a slash before it: the same for all spellings of one."""
+    return "/".join(part for part in path.removeprefix(root + "/").split("/") if part not in ("", "."))
 
 
 def locate(path: str, root: str) -> tuple[int, int] | None:

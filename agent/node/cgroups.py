@@ -45,17 +45,21 @@ class Cgroups:
             os.close(self._fd)
 
     def locate(self, paths: Iterable[str]) -> tuple[Located, list[str]]:
-        """Where these are, and a sentence for each path that names none; from now on changes of them are news.
-        Blocking, for some microseconds a path."""
+        """Where these are, and a sentence for each path that names none, or one that another path names before it; from
+        now on changes of them are news. Blocking, for some microseconds a path."""
         found: Located = {}
         strange = []
+        names: dict[str, str] = {}
         self.root = mount_point() or ""
         for path in paths:
             # First watch, then look: what changes in between is news.
             if self.root:
                 self._watch(self.root, path)
             try:
-                found[path] = locate(path, self.root) if self.root else None
+                first = names.setdefault(relative(path, self.root), path)
+                found[path] = locate(path, self.root) if self.root and first == path else None
+                if first != path:
+                    strange.append(f"cgroup {path}: it is the same as {first}, whose workload goes first")
             except ValueError as error:
                 found[path] = None
                 strange.append(f"cgroup {path}: {error}")

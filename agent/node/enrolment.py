@@ -234,7 +234,7 @@ def signs(captured: Iterable[Local], root: str) -> Signs:
             case _ if local.place:
                 pass
             case Match(cgroup=str(path)):
-                cgroups[relative(path, root)] = local.workload
+                cgroups.setdefault(relative(path, root), local.workload)
             case Match(uid=int(uid)):
                 uids[uid] = local.workload
             case Match(address=str(address)):
@@ -321,7 +321,7 @@ def _recognise(local: Local, cgroups: Mapping[str, tuple[int, int] | None], port
 
 
 def _plain(match: Match) -> Match:
-    return Match(cgroup=match.cgroup.strip("/")) if match.cgroup is not None else match
+    return Match(cgroup=relative(match.cgroup, "") or ".") if match.cgroup is not None else match
 
 
 def _told(match: Match) -> str:

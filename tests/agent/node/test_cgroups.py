@@ -47,6 +47,21 @@ async def test_what_is_no_cgroup_is_reported(cgroups):
     assert len(strange) == 2
 
 
+async def test_of_two_names_of_one_cgroup_the_first_counts(slice_, cgroups):
+    """Two rules for the same would be refused by the kernel, and with them all others."""
+    (slice_ / "web.service").mkdir()
+    (slice_ / "other.service").mkdir()
+    path, other = f"{slice_.name}/web.service", f"{slice_.name}/./other.service"
+    located, strange = cgroups.locate([path, f"{cgroups.root}/{path}", other])
+    assert located == {
+        path: (2, (slice_ / "web.service").stat().st_ino),
+        f"{cgroups.root}/{path}": None,
+        other: (2, (slice_ / "other.service").stat().st_ino),
+    }
+    assert strange == [f"cgroup {cgroups.root}/{path}: it is the same as {path}, whose workload goes first"]
+    assert all(not parent.children for parent in cgroups.parents(located) if parent.level == 1)
+
+
 async def test_quiet_without_a_change(slice_, cgroups):
     cgroups.locate([f"{slice_.name}/web.service"])
     with trio.move_on_after(0.1) as scope:

@@ -80,18 +80,19 @@ def test_who_cannot_be_recognised_is_a_problem_of_its_own():
     v = view(
         mesh(),
         node("n1"),
-        *(workload(n) for n in ("a", "b", "c", "d", "e", "f", "g")),
+        *(workload(n) for n in ("a", "b", "c", "d", "e", "f", "g", "h")),
         matches={
             "a": Match(uid=7),
             "b": Match(uid=7),
             "c": Match(netns="x"),
             "d": Match(netns="/run/netns/x"),
             "f": Match(cgroup="/a.slice"),
-            "g": Match(cgroup="a.slice"),
+            "g": Match(cgroup="./a.slice"),
+            "h": Match(cgroup="."),
         },
     )
     enrolment = enrol(v)
-    assert [w.workload for w in enrolment.locals] == ["shop/a", "shop/c", "shop/f"]
+    assert [w.workload for w in enrolment.locals] == ["shop/a", "shop/c", "shop/f", "shop/h"]
     same_uid, same_namespace, nothing, same_cgroup = enrolment.problems
     assert same_uid.startswith("workload shop/b: it is recognised by the same uid 7 as shop/a")
     assert same_namespace.startswith("workload shop/d: it is recognised by the same netns /run/netns/x as shop/c")
@@ -254,14 +255,15 @@ def test_parents_are_the_hosts_alone_and_signs_say_whose_is_what():
     v = view(mesh(), node("n1"), workload("web"))
     parents = (Parent(0, 1, frozenset({5})),)
     unit = local("unit", match=Match(cgroup="/system.slice/unit.service"))
-    other = local("other", match=Match(cgroup="/mnt/x/y.service"))
+    other = local("other", match=Match(cgroup="/mnt/x/./y.service"))
+    later = local("later", match=Match(cgroup="y.service"))
     addressed = local("address", match=Match(address="10.0.0.7"))
     there = local("db", "/run/netns/db")
     got = tables(v, [unit, there], Ports({"shop/unit": 15100}), {}, Desired(), parents)
     assert got[HOST].parents == parents
     assert got["/run/netns/db"].parents == ()
     assert common(replace(got[HOST], parents=(Parent(0, 1),)), got[HOST]) == got[HOST]
-    assert signs([unit, other, addressed, local("web"), there], "/mnt/x") == Signs(
+    assert signs([unit, other, later, addressed, local("web"), there], "/mnt/x") == Signs(
         {"system.slice/unit.service": "shop/unit", "y.service": "shop/other"},
         {"10.0.0.7": "shop/address"},
         {7: "shop/web"},
