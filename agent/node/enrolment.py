@@ -279,28 +279,35 @@ def common(old: Desired, new: Desired | None) -> Desired:
         mesh=old.mesh & new.mesh,
         capture_all=old.capture_all and new.capture_all,
         parents=new.parents if old.parents else (),
-        hold=Hold(
-            old.hold.bridges & new.hold.bridges,
-            old.hold.vouched | new.hold.vouched,
-            new.hold.settled,
-            new.hold.attended,
-            old.hold.inside & new.hold.inside,
-            old.hold.open_bridges & new.hold.open_bridges,
-            old.hold.open_inside & new.hold.open_inside,
-            Shelter(
-                old.hold.shelter.endpoints & new.hold.shelter.endpoints,
-                old.hold.shelter.behind & new.hold.shelter.behind,
-                old.hold.shelter.neighbours | new.hold.shelter.neighbours,
-                old.hold.shelter.let_in | new.hold.shelter.let_in,
-            ),
-            new.hold.lobby,
+        hold=_hold_both(old.hold, new.hold),
+    )
+
+
+def _hold_both(old: Hold, new: Hold) -> Hold:
+    """While we are there, who fails open is held like anybody."""
+    bridges, inside = old.bridges & new.bridges, old.inside & new.inside
+    return Hold(
+        bridges,
+        old.vouched | new.vouched,
+        new.settled,
+        new.attended,
+        inside,
+        (old.bridges | old.open_bridges) & (new.bridges | new.open_bridges) - bridges,
+        (old.inside | old.open_inside) & (new.inside | new.open_inside) - inside,
+        Shelter(
+            old.shelter.endpoints & new.shelter.endpoints,
+            old.shelter.behind & new.shelter.behind,
+            old.shelter.neighbours | new.shelter.neighbours,
+            old.shelter.let_in | new.shelter.let_in,
         ),
+        new.lobby,
     )
 
 
 def _serve_both(old: Capture, new: Capture) -> tuple[tuple[str, int], ...]:
-    ports = {port for _, port in old.serves} if old.shares_address else frozenset[int]()
-    return tuple(pair for pair in new.serves if pair in old.serves or pair[1] in ports)
+    before, after = ({port for _, port in c.serves} if c.shares_address else frozenset[int]() for c in (old, new))
+    kept = () if old.shares_address else tuple(p for p in old.serves if p[1] in after and p not in new.serves)
+    return *kept, *(pair for pair in new.serves if pair in old.serves or pair[1] in before)
 
 
 def _held(local: Local, ports: Ports) -> bool:

@@ -205,6 +205,18 @@ def test_in_between_the_ports_of_one_that_moves_are_guarded():
     assert between.serves == (("10.0.0.2", 80),)
     alone = [Desired((replace(c, shares_address=False),)) for c in (old, new)]
     assert common(*alone).captures[0].serves == ()
+    # The node's ports are guarded at all its addresses, also at the one that the workload had to itself.
+    assert common(alone[0], Desired((new,))).captures[0].serves == (("10.0.0.1", 80),)
+    assert common(Desired((old,)), alone[1]).captures[0].serves == (("10.0.0.2", 80),)
+
+
+def test_in_between_they_are_held_who_begin_or_cease_to_fail_open():
+    closed = Hold(bridges=frozenset({"a", "b"}), inside=frozenset({"x", "y"}))
+    open_ = Hold(open_bridges=frozenset({"a", "c"}), open_inside=frozenset({"x"}))
+    for old, new in ((closed, open_), (open_, closed)):
+        between = common(Desired(hold=old), Desired(hold=new)).hold
+        assert between == Hold(open_bridges=frozenset({"a"}), open_inside=frozenset({"x"}))
+    assert common(Desired(hold=closed), Desired(hold=closed)).hold == closed
 
 
 def test_in_between_nobody_is_asked_about_cgroups_before_somebody_can_answer():
