@@ -144,8 +144,8 @@ class Activation:
         """One pass; False if something should be tried again."""
         async with self._passing:
             if self.view.snapshot.mesh is None:
-                # Nothing is known yet. What a former life captured stays held until something is.
-                return True
+                # Nothing is known yet. What a former life captured stays held until something is, or nobody shall be.
+                return not self.off or await self._let_go()
             return await self._pass()
 
     async def switch(self, off: bool) -> None:
@@ -223,6 +223,10 @@ class Activation:
             await self._capture.widen({}, ())
             await self._capture.remove(self.ports.namespaces.values())
             self.captured = frozenset()
+
+    async def _let_go(self) -> bool:
+        self.captured = frozenset()
+        return await self._capture.remove(self.ports.namespaces.values())
 
     async def _pass(self) -> bool:
         view, changes = self.view, self._changes

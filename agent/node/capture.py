@@ -143,8 +143,9 @@ class Capture:
                 return desired == host.applied or await self._try(HOST, host.apply, desired)
         return True
 
-    async def remove(self, places: Iterable[str] = ()) -> None:
-        """No table of ours anywhere, whoever put it there; `places` are further ones to look at."""
+    async def remove(self, places: Iterable[str] = ()) -> bool:
+        """No table of ours anywhere, whoever put it there; `places` are further ones to look at. False when that failed
+        somewhere."""
         async with self._lock:
             self.problems = {}
             self._changed = {}
@@ -152,6 +153,7 @@ class Capture:
                 await self._try(place, namespace.remove)
             for place in {*self._left, *places} - self._namespaces.keys():
                 await self._forget_left(place)
+            return not any(self.problems.values())
 
     async def step_aside(self) -> None:
         """We are about to go: workloads that fail open are on their own from now on."""

@@ -126,6 +126,25 @@ async def test_capture_off_stays_off_until_it_is_on(two: Pair) -> None:
     assert await soon(lambda: _ready(two, "ready"))
 
 
+async def test_capture_is_off_also_where_nothing_is_known_of_the_mesh(two: Pair) -> None:
+    """An agent that lost what it knew holds what its former life captured. Not when the operator says otherwise."""
+    await two.enrol()
+    assert two.mesh.process
+    assert two.one.process
+    await two.mesh.process.end()
+    await two.one.process.end()
+    (two.one.directory / "state" / "view.json").unlink()
+    await two.mesh.start_agent(two.one)
+    assert "from/shop/web" in await two.rules(two.one.machine)
+    assert await two.talk() == ""
+    assert "stays off" in await two.mesh.on(two.one, "capture", "off")
+    assert await two.rules(two.one.machine) == ""
+    assert await two.talk() == CAPTURED
+    await two.mesh.on(two.one, "capture", "on")
+    leaves = two.one.directory / "state" / "leaves"
+    assert len(list(leaves.iterdir())) == 1
+
+
 async def _ready(two: Pair, text: str) -> bool:
     script = "import http.client as h; c = h.HTTPConnection('127.0.0.1', 15021); c.request('GET', '/readyz'); "
     script += "r = c.getresponse(); print(r.status, r.read().decode())"
