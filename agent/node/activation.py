@@ -85,6 +85,7 @@ class Activation:
         self._hold = Hold()
         self._housed: tuple[Sequence[Local], Mapping[str, tuple[str, ...]], Tenants] = (), {}, self._tenants
         """What `_hold` follows from, but for which of their namespaces have a table."""
+        self._seeing = trio.Lock()
         self._emptied = trio.Event()
         self._next_look = 0.0
         self._again = trio.Event()
@@ -365,7 +366,9 @@ class Activation:
                 self.poke()
 
     async def _see_tables(self) -> None:
-        self._hold = hold(*self._housed, await self._capture.inside())
+        async with self._seeing:  # one after the other: what was seen first must not count last
+            inside = await self._capture.inside()
+            self._hold = hold(*self._housed, inside)
 
     async def _meet(self) -> None:
         """Learn the cgroups that are nobody's, so that their connections are left alone."""

@@ -1,0 +1,45 @@
+"""What a pass and the news that come meanwhile make of each other."""
+
+import time
+
+import trio
+import trio.testing
+
+from agent.discovery.tenants import Tenants
+from agent.node.activation import Activation
+from agent.node.enrolment import Local
+from agent.node.state import State
+from agent.node.view import MeshView
+from agent.snapshot import Snapshot
+from ca.resources.workload import Match
+from redirect.desired import Desired
+
+BOX = Local("shop/box", "box", "/box", Match(netns="/box"), (("10.0.0.7", 80),), True, address="10.0.0.7")
+
+
+class Tables:
+    """Those that stand: box has one when it is asked for the first time, and none after that. The first answer is the
+    slower one."""
+
+    def __init__(self):
+        self.answers = [(0.2, frozenset({"shop/box"})), (0.0, frozenset())]
+
+    async def inside(self):
+        pause, found = self.answers.pop(0)
+        await trio.sleep(pause)
+        return found
+
+
+async def test_what_was_seen_first_does_not_count_last(tmp_path):
+    """A container ends while a pass looks at the tables: it waits at the door for whoever comes next."""
+    view = MeshView(Snapshot("n1"))
+    made = Activation(view, State(tmp_path), None, Tables(), None, range(1), Desired(), time.time, lambda: None, None)
+    try:
+        made._housed = [BOX], {}, Tenants()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made._see_tables)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(made._see_tables)
+        assert made._hold.lobby.endpoints == {("10.0.0.7", 80)}
+    finally:
+        made.close()
