@@ -36,6 +36,8 @@ def rule(*statements: Statement, comment: str = "") -> Rule:
 
 
 IS_TCP = Match(L4PROTO, TCP)
+OVER = Member((L4PROTO,), TRIAL, inside=False)
+"""A trial is."""
 NOT_TCP = rule(Match(L4PROTO, TCP, equal=False), Verdict(Code.RETURN))
 
 
@@ -47,7 +49,7 @@ def head(desired: Desired) -> tuple[Rule, ...]:
     that took it would break the connection; only what opens one is taken.
     """
     accept = Verdict(Code.ACCEPT)
-    over = rule(Member((L4PROTO,), TRIAL, inside=False), Verdict(Code.RETURN), comment="not confirmed in time")
+    over = rule(OVER, Verdict(Code.RETURN), comment="not confirmed in time")
     logins = rule(
         IS_TCP, Member((DPORT,), "login-ports"), Match(DADDR_TYPE, LOCAL), accept, comment="people log in there"
     )

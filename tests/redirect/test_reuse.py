@@ -2,6 +2,7 @@
 the first packet of a connection, so the second one would go where the first one went, whoever makes it."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -97,6 +98,17 @@ def test_the_workload_does_not_go_out_in_clear(
         far.settimeout(0.1)
         with pytest.raises(TimeoutError):
             far.accept()
+
+
+@pytest.mark.parametrize(("source", "destination"), ENDS)
+def test_a_trial_that_is_over_holds_nobody_up(wire: Wire, kernel: Kernel, source: str, destination: str) -> None:
+    """Also where nobody lives to tidy up after it."""
+    kernel.apply(replace(DESIRED, until=1.0))
+    far = in_namespace(wire.far, lambda: listener(family(source), destination, 80))
+    far.settimeout(2)
+    with far:
+        _reset(_dial(wire, 1001, source, destination), far)
+        _dial(wire, 1001, source, destination, 0.5).close()
 
 
 @needs_port_range
