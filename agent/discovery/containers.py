@@ -61,6 +61,8 @@ class Running:
     stations: frozenset[Station] = frozenset()
     """From where it sends, in a namespace of its own."""
     id: str = ""
+    serves: frozenset[int] = frozenset()
+    """The ports that are written on it, also while it does not run."""
 
 
 @dataclass
@@ -177,7 +179,13 @@ class Containers:
                     places[one.found.match.netns] = places.get(one.found.match.netns, frozenset()) | one.stations
         every = [one.found.match.netns for running in self._running.values() for one in running if not one.pid]
         resting = frozenset(place for place in every if place) - places.keys()
-        return Tenants(places, frozenset().union(*self._others.values()), resting)
+        serves = {
+            one.found.match.netns: one.serves
+            for running in self._running.values()
+            for one in running
+            if one.found.match.netns and one.serves
+        }
+        return Tenants(places, frozenset().union(*self._others.values()), resting, serves)
 
 
 def described(container: Container, node: str, links: Path) -> Running:
@@ -216,7 +224,7 @@ def described(container: Container, node: str, links: Path) -> Running:
         failing(mine.get("fail-mode", ""), node, account),
     )
     space, stations = (0, frozenset[Station]()) if own else (os.stat(netns).st_ino, container.network_settings.stations)
-    return Running(found, pid, _began(pid), space, netns, stations, container.id)
+    return Running(found, pid, _began(pid), space, netns, stations, container.id, frozenset(ports or ()))
 
 
 def alive(running: Running) -> bool:

@@ -10,8 +10,10 @@ Station = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class Tenants:
     """The stations of running containers: those of each that is a workload, by its place (`Match.netns`), and those of
-    `others`, which are nobody's. `resting` are the places of workloads that do not run: they have no namespace."""
+    `others`, which are nobody's. `resting` are the places of workloads that do not run: they have no namespace.
+    `serves` are the ports that are written on each workload, running or not, by its place."""
 
     places: Mapping[str, frozenset[Station]] = field(default_factory=dict)
     others: frozenset[Station] = frozenset()
     resting: frozenset[str] = frozenset()
+    serves: Mapping[str, frozenset[int]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ import trio
 from agent.discovery.tenants import Tenants
 from agent.node.capture import Capture
 from agent.node.cgroups import Cgroups, Located
-from agent.node.enrolment import HOST, Enrolment, Local, Ports, admitted, allot, enrol, release, signs, tables
+from agent.node.enrolment import HOST, Enrolment, Local, Ports, admitted, allot, enrol, guarded, release, signs, tables
 from agent.node.exempt import RESOLVE, Exempt, Exemptions
 from agent.node.files import StateError
 from agent.node.holding import hold, lodgings
@@ -183,6 +183,7 @@ class Activation:
         """The tables that there would be with capture switched on. Changes nothing."""
         async with self._passing:
             wanted = admitted(enrol(self.view), self.ports, self._renewal.schedule.certified(self._wall()))
+            wanted = guarded(self.view, wanted, self._tenants.serves)
             ports, _ = allot(self.ports, wanted, self._pool)
             cgroups, parents, _ = await self._standing(wanted)
             exempt = await trio.to_thread.run_sync(self.exempt.look)
@@ -238,8 +239,9 @@ class Activation:
         # As of the same moment as what is admitted: a certificate that comes during this pass is for the next one.
         waiting = self._renewal.schedule.first_try() and not self.off
         wanted = () if self.off else admitted(enrolment, before, self._renewal.schedule.certified(self._wall()))
-        ports, lacking = allot(before, wanted, self._pool)
         tenants = self._tenants
+        wanted = guarded(view, wanted, tenants.serves)
+        ports, lacking = allot(before, wanted, self._pool)
         ports, unheld = await self._lodged(wanted, ports, tenants)
         self._housed = wanted, ports.bridges, tenants
         await self._see_tables()

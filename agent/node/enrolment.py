@@ -16,7 +16,7 @@ import msgspec
 
 from agent.messages import Signs
 from agent.node.view import MeshView
-from agent.openings import opening, rest, skip, unattended
+from agent.openings import closed_because, opening, rest, skip, unattended
 from ca.resources.capture import FailMode
 from ca.resources.mesh import Egress
 from ca.resources.workload import Match
@@ -29,6 +29,8 @@ HOST = ""
 
 NAMESPACED_PORT = 15001
 """Outbound capture port inside a workload's own namespace, where nobody else needs one."""
+
+LOOPBACK = "127.0.0.1"
 
 NO_CGROUP = 2**64 - 1
 """Less the capture port, it stands for the id of a cgroup that does not exist now: each such workload needs another
@@ -156,6 +158,21 @@ def allot(ports: Ports, wanted: Iterable[Local], pool: range) -> tuple[Ports, tu
                 continue
             outbound[local.workload] = last = port
     return Ports(outbound, namespaces, last, ports.bridges), tuple(problems)
+
+
+def guarded(view: MeshView, wanted: Iterable[Local], serves: Mapping[str, frozenset[int]]) -> tuple[Local, ...]:
+    """`wanted` with the ports that are written on containers (`serves`, by their place) and that the mesh does not
+    know: one that was stopped serves nothing there, until the centre hears that it has started, which may be long. As
+    far as somebody may be refused at them: the others nobody need guard."""
+    snapshot = view.snapshot
+    found = []
+    for local in wanted:
+        more = serves.get(local.place, frozenset()) - {port for _, port in local.serves}
+        workload = next((w for w in snapshot.here.values() if w.title == local.workload), None) if more else None
+        ports = sorted(p for p in more if workload and closed_because(snapshot, workload, p))
+        # In a place of its own all addresses are, so that any stands for all.
+        found.append(replace(local, serves=(*local.serves, *((LOOPBACK, p) for p in ports))) if ports else local)
+    return tuple(found)
 
 
 def release(ports: Ports, captured: Iterable[Local]) -> Ports:

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from agent.discovery.containers import LINGER
-from tests.netns.box import GREETING, MARKER, open_box, total
+from tests.netns.box import GREETING, MARKER, PACE, STRICT, open_box, total
 from tests.promises import not_even_once
 
 pytestmark = pytest.mark.slow
@@ -156,6 +156,28 @@ async def test_a_stranger_does_not_reach_one_that_restarts(address: str) -> None
         assert held["delayed"] > 0
         ran = await box.two.mesh.try_on(box.two.one, "capture", "status")
         assert f"delayed until it had rules: {held['delayed']} packets for new containers" in ran.errors
+
+
+async def test_a_stranger_does_not_reach_one_that_was_stopped_for_long() -> None:
+    """STRICT, and the centre, for which it served nothing when it was stopped, is away when it starts."""
+    async with open_box(serves=True, attempts=0, address=KEPT) as box:
+        await box.two.mesh.apply(STRICT)
+        await trio.to_thread.run_sync(lambda: box.engine("stop", "--time", "0", "box"))
+        await trio.sleep(LINGER + 3)
+        assert box.two.mesh.process
+        await box.two.mesh.process.end()
+        found: list[dict[str, int]] = []
+
+        async def knock() -> None:
+            found.append(await box.knocked(2 * PACE, KEPT))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            await box.start()
+            assert await box.served()
+        with not_even_once():
+            assert found[0]["heard"] == 0
+            assert await box.heard() == ("", "")
 
 
 async def test_without_the_hold_strangers_reach_one_that_restarts() -> None:

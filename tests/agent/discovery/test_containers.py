@@ -110,10 +110,11 @@ async def test_containers_come_and_go(engine: Podman, watching: Watching, monkey
     await watching.wait(lambda: watching.found["inside"].ports == (), 3)
     assert watching.found["inside"] == replace(found, ports=(), address="")
     assert not link.is_symlink()
-    assert watching.tenants == Tenants(resting=frozenset({str(link)}))
+    serves = {str(link): frozenset({80, 443})}  # as is written on it, running or not
+    assert watching.tenants == Tenants(resting=frozenset({str(link)}), serves=serves)
     await of_engine(engine, "start", "inside")
     await watching.wait(lambda: watching.found["inside"] == found, 3)
-    assert watching.tenants == Tenants()
+    assert watching.tenants == Tenants(serves=serves)
 
     await of_engine(engine, "rm", "--force", "--time", "0", "inside")
     await watching.wait(lambda: "inside" not in watching.found, 3)

@@ -16,11 +16,12 @@ from agent.node.enrolment import (
     allot,
     common,
     enrol,
+    guarded,
     release,
     signs,
     tables,
 )
-from ca.resources.mesh import Egress, Mesh, MeshSpec
+from ca.resources.mesh import Egress, Mesh, MeshSpec, Mode
 from ca.resources.metadata import Metadata
 from ca.resources.workload import Match
 from redirect.desired import Capture, Desired, Hold, Parent, Recognise
@@ -224,6 +225,16 @@ def test_in_between_nobody_is_asked_about_cgroups_before_somebody_can_answer():
     old = Desired((capture("a", 80),))
     unit = Capture("shop/unit", Recognise(cgroup=(2, 99)), 15101)
     assert common(old, replace(old, captures=(*old.captures, unit), parents=(Parent(1, 1),))) == old
+
+
+def test_what_is_written_on_a_container_is_guarded_where_a_policy_may_refuse():
+    """Although the mesh does not know of it, or no more."""
+    place = "/run/netns/db"
+    serves = {place: frozenset({80, 5432}), "/run/netns/other": frozenset({81})}
+    box, web = local("db", place), local("web")
+    for mode, more in ((Mode.STRICT, (("127.0.0.1", 5432),)), (Mode.PERMISSIVE, ())):
+        v = view(mesh(mode), node("n1"), workload("db", ports=[]), workload("web"))
+        assert guarded(v, [box, web], serves) == (replace(box, serves=(*box.serves, *more)), web)
 
 
 def test_in_between_there_is_a_table_also_when_nothing_is_left_to_capture():
