@@ -265,7 +265,7 @@ def common(old: Desired, new: Desired | None) -> Desired:
     is so at once: it must not slip through in between. So is what is left alone of it, for which no listener has to be
     made first, and what is known of cgroups, where there is one already for those that are not. Of one that shares its
     address the ports go on when that changes, as they are its own at whatever address. Stations are vouched for until
-    their own table has come, and again before it goes."""
+    their own table has come, and again before it goes. A trial that was confirmed does not end in between."""
     if new is None:
         return replace(
             old,
@@ -295,6 +295,7 @@ def common(old: Desired, new: Desired | None) -> Desired:
         captures=captures,
         mesh=old.mesh & new.mesh,
         capture_all=old.capture_all and new.capture_all,
+        until=new.until,
         parents=new.parents if old.parents else (),
         hold=_hold_both(old.hold, new.hold),
     )

@@ -196,6 +196,7 @@ def test_in_between_only_what_both_hold():
     assert common(old, new) == Desired((capture("a", 81), capture("c", uid=9)), frozenset({("y", 1)}))
     assert common(old, old) == old
     assert common(replace(old, capture_all=True), old) == old
+    assert common(replace(old, until=7.0), old) == old
 
 
 def test_in_between_the_ports_of_one_that_moves_are_guarded():
