@@ -68,7 +68,7 @@ class Activation:
         self.enrolment = Enrolment()
         self.active = 0
         self.problems: tuple[str, ...] = ()
-        self.ports = state.ports()
+        self.ports = self._on_disk = state.ports()
         self.switched = Switch(state)
         self.exempt = exempt
         self.captured: frozenset[str] = frozenset()
@@ -324,10 +324,12 @@ class Activation:
         ]
 
     async def _keep(self, ports: Ports) -> list[str]:
-        if ports == self.ports:
-            return []
         self.ports = ports
-        return await self._kept(self._state.save_ports, ports)
+        if ports == self._on_disk:
+            return []
+        faults = await self._kept(self._state.save_ports, ports)
+        self._on_disk = self._on_disk if faults else ports
+        return faults
 
     async def _kept(self, save: Callable[..., None], *what: object) -> list[str]:
         """To disk, before anything follows that should not be there without it; a fault if it cannot be."""

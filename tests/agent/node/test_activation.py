@@ -7,7 +7,8 @@ import trio.testing
 
 from agent.discovery.tenants import Tenants
 from agent.node.activation import Activation
-from agent.node.enrolment import Local
+from agent.node.enrolment import Local, Ports
+from agent.node.files import StateError
 from agent.node.state import State
 from agent.node.view import MeshView
 from agent.snapshot import Snapshot
@@ -30,10 +31,36 @@ class Tables:
         return found
 
 
+def activation(state, capture=None):
+    view = MeshView(Snapshot("n1"))
+    return Activation(view, state, None, capture, None, range(1), Desired(), time.time, lambda: None, None)
+
+
+async def test_ports_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
+    """On disk they keep another workload from getting them in our next life."""
+    state, save = State(tmp_path), State.save_ports
+    failures = [StateError("no space left")]
+
+    def full(self, ports):
+        if failures:
+            raise failures.pop()
+        save(self, ports)
+
+    monkeypatch.setattr(State, "save_ports", full)
+    made = activation(state)
+    try:
+        ports = Ports({"shop/web": 15100}, last=15100)
+        assert await made._keep(ports) == ["no space left"]
+        assert made.ports == ports
+        assert await made._keep(ports) == []
+        assert State(tmp_path).ports() == ports
+    finally:
+        made.close()
+
+
 async def test_what_was_seen_first_does_not_count_last(tmp_path):
     """A container ends while a pass looks at the tables: it waits at the door for whoever comes next."""
-    view = MeshView(Snapshot("n1"))
-    made = Activation(view, State(tmp_path), None, Tables(), None, range(1), Desired(), time.time, lambda: None, None)
+    made = activation(State(tmp_path), Tables())
     try:
         made._housed = [BOX], {}, Tenants()
         async with trio.open_nursery() as nursery:
