@@ -29,7 +29,8 @@ def remove_orphans(of: int | None = None) -> None:
     if mount := mount_point():
         for path in _orphans(Path(mount), of):
             for directory in sorted(path.glob("**"), reverse=True):
-                remove_cgroup(str(directory.relative_to(mount)))
+                with contextlib.suppress(OSError):
+                    remove_cgroup(str(directory.relative_to(mount)))
 
 
 def _orphans(directory: Path, of: int | None) -> list[Path]:
