@@ -8,7 +8,6 @@ that a connection is closed unanswered.
 them), calls under way get GRACE seconds. The store is the caller's.
 """
 
-import math
 import os
 import signal
 import socket
@@ -38,6 +37,9 @@ from ca.store import Store, StoreError
 
 STRANGERS = 256
 """Connections at once that have not shown a certificate: handshakes, and nodes that join."""
+
+STRANGERS_LIFE = 30.0
+"""Seconds of a connection without a certificate: a join takes one, and whoever stays takes a place from the others."""
 
 STRANGERS_BODY = 2**16
 """Bytes of a request from somebody without a certificate; a join has about a thousand."""
@@ -227,7 +229,11 @@ class Front:
                     stranger = False
                     self._members += 1
                 caller = channel.peer or api.Stranger(channel.binding)
-                await self._serve(channel, caller, _left(channel), _serial(channel))
+                with trio.move_on_after(_left(channel)) as life:
+                    await self._serve(channel, caller, _serial(channel))
+                if life.cancelled_caught:
+                    why = "it showed no certificate" if stranger else "its certificate has ended"
+                    log.info("connection-ended", caller=api.name(caller), peer=peer, why=why)
         except (ChannelError, OSError) as e:
             log.info("connection-failed", peer=peer, why=str(e))
         except Exception:
@@ -247,16 +253,16 @@ class Front:
                 log.warning("local-refused", uid=uid)
                 return
             try:
-                await self._serve(stream, api.LOCAL, math.inf)
+                await self._serve(stream, api.LOCAL)
             except OSError as e:
                 log.info("connection-failed", peer="local", why=str(e))
             except Exception:
                 log.exception("bug", peer="local")
 
-    async def _serve(self, stream: trio.abc.Stream, caller: api.Caller, seconds: float, serial: str = "") -> None:
+    async def _serve(self, stream: trio.abc.Stream, caller: api.Caller, serial: str = "") -> None:
         async def handle(request: http.Request) -> http.Response:
             if request.path == api.SESSION and request.method == "GET":
-                return self._session(caller, request, seconds, serial)
+                return self._session(caller, request, serial)
             version = request.header(VERSION_HEADER)
             reply = await api.answer(
                 self._centre, caller, request.method, request.path, request.query, version, request.body, serial
@@ -269,7 +275,7 @@ class Front:
         most = STRANGERS_BODY if isinstance(caller, api.Stranger) else MAX_BODY
         await http.serve_connection(stream, handle, max_body=most, refused=refused)
 
-    def _session(self, caller: api.Caller, request: http.Request, seconds: float, serial: str) -> http.Response:
+    def _session(self, caller: api.Caller, request: http.Request, serial: str) -> http.Response:
         try:
             node = api.may_watch(self._centre, caller, serial)
         except Refused as e:
@@ -281,10 +287,7 @@ class Front:
             return http.Response(reply.status, reply.body, (*self._headers(), ("Upgrade", "culvert")))
 
         async def run(stream: trio.abc.Stream, early: bytes) -> None:
-            with trio.move_on_after(seconds) as life:
-                await self._centre.sessions.serve(node.name, centre_side(stream, early), serial)
-            if life.cancelled_caught:
-                log.info("session-ended", node=node.name, why="its certificate has ended")
+            await self._centre.sessions.serve(node.name, centre_side(stream, early), serial)
 
         return http.Response(101, headers=self._headers(), upgrade=run)
 
@@ -294,10 +297,10 @@ class Front:
 
 
 def _left(channel: Channel) -> float:
-    """Seconds that the peer's certificate still lives: no session outlives it."""
+    """Seconds that the peer's certificate still lives: nothing is asked with it afterwards, and no session goes on."""
     certificate = channel.peer_certificate
     if certificate is None:
-        return 0.0
+        return STRANGERS_LIFE
     return max(0.0, (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds())
 
 

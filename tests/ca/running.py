@@ -49,11 +49,11 @@ class Running:
     def roots(self) -> bytes:
         return self.centre.roots().encode()
 
-    def credentials(self, identity: Identity) -> Credentials:
+    def credentials(self, identity: Identity, life: timedelta = timedelta(hours=1)) -> Credentials:
         """A certificate for anybody, straight from the issuing key."""
         key = x509.new_key()
         issuer = self.centre.authority.issuer
-        leaf = x509.issue(issuer, identity, key.public_key(), datetime.now(UTC), timedelta(hours=1))
+        leaf = x509.issue(issuer, identity, key.public_key(), datetime.now(UTC), life)
         return x509.pem(leaf, issuer.cert), x509.key_pem(key)
 
     def client(self, identity: Identity) -> Client:

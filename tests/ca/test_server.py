@@ -2,13 +2,15 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 
-from ca import endpoint, server, x509
+from ca import endpoint, http, server, tls, x509
+from ca.channel import ChannelError, connect
 from ca.client import Client, ClientError, Refusal
 from ca.contract import (
     VERSION,
@@ -24,6 +26,7 @@ from ca.contract import (
     TokenRequest,
 )
 from ca.duration import Duration
+from ca.http import HttpError
 from ca.identity import CentralIdentity, Identity, NodeIdentity, OperatorIdentity, WorkloadIdentity
 from ca.resources.kinds import encode
 from ca.resources.metadata import Key, Metadata
@@ -377,6 +380,25 @@ async def test_strangers_do_not_shut_the_members_out(centre: Running, monkeypatc
             with contextlib.suppress(ClientError):
                 await centre.operator().status()
                 break
+
+
+@pytest.mark.parametrize("who", [OperatorIdentity(DOMAIN, "admin"), None])
+async def test_no_connection_outlives_what_its_caller_showed(
+    centre: Running, monkeypatch: pytest.MonkeyPatch, who: Identity | None
+) -> None:
+    """However busy it is kept: else an ended credential would be good for ever, and a stranger keep his place."""
+    monkeypatch.setattr(server, "STRANGERS_LIFE", 3.0)
+    credentials = centre.credentials(who, timedelta(seconds=4)) if who else None
+    context = tls.context(x509.load_chain(centre.roots), credentials, server=False)
+    async with await connect(*endpoint.split(centre.address), context, expect=CentralIdentity) as channel:
+
+        async def ask() -> None:
+            while True:
+                assert (await http.request(channel, "GET", "/v1/time", host="centre")).status == 200
+                await trio.sleep(0.1)
+
+        with trio.fail_after(10), pytest.raises((HttpError, ChannelError, trio.BrokenResourceError)):
+            await ask()
 
 
 async def test_a_stranger_may_not_say_much(centre: Running) -> None:
