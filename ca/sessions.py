@@ -83,7 +83,8 @@ class Sessions:
     def status(self, state: State) -> list[NodeStatus]:
         """Every node of the mesh, in the order of names, and what is known of it since the centre started."""
         names = sorted(k.name for k in state.objects if k.kind == "Node")
-        self._status = {n: s for n, s in self._status.items() if n in names}
+        there = set(names)
+        self._status = {n: s for n, s in self._status.items() if n in there}
         found = []
         for name in names:
             node, known = state.node(name), self._status.get(name, NodeStatus(name))

@@ -1,4 +1,5 @@
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -245,3 +246,13 @@ async def test_versions_of_the_other_side(centre: Centre) -> None:
         await frames.send(Replica().hello("2.0"))
         with pytest.raises(FramesEnded):
             await frames.receive()
+
+
+async def test_the_status_of_many_nodes_keeps_nobody_waiting(centre: Centre) -> None:
+    """Each scrape of the metrics asks for it, and the centre does nothing else meanwhile."""
+    await centre.apply([node(f"n-{number}") for number in range(10_000)])
+    for number in range(10_000):
+        centre.sessions._heard(f"n-{number}")
+    begun = time.process_time()
+    assert len(centre.status().nodes) == 10_000
+    assert time.process_time() - begun < 0.5
