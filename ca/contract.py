@@ -29,6 +29,8 @@ skipped. `MINOR` counts additions; MAJOR changes only for what an old side would
 versions in the message.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from ca.resources.node import Discovery
@@ -44,6 +46,9 @@ TIME_HEADER = "culvert-time"
 DEFAULT_PORT = 15012
 MAX_BODY = 16 * 2**20
 """Bytes of one HTTP body or frame. A mesh of 100,000 workloads is sent in pieces well below it."""
+MOST_FOUND = 20_000
+"""Of each thing in a FoundRequest. A node may register a quarter of that; each of the others gets an answer that says
+so, and of millions of them the answers alone would fill the centre's memory."""
 
 
 class ContractError(Exception):
@@ -124,14 +129,17 @@ class ApplyRequest(msgspec.Struct, frozen=True):
     dry_run: bool = False
 
 
+_FOUND = msgspec.Meta(max_length=MOST_FOUND)
+
+
 class FoundRequest(msgspec.Struct, frozen=True):
     """What a node found on itself: encoded Workloads, each with `spec.found`. Of the `sources` named here this is all
     there is: what they had registered before and is not among the workloads goes. So does what is named in `gone`,
     whatever its source."""
 
-    workloads: list[msgspec.Raw]
-    sources: list[str] = []
-    gone: list["ResourceName"] = []
+    workloads: Annotated[list[msgspec.Raw], _FOUND]
+    sources: Annotated[list[str], _FOUND] = []
+    gone: Annotated[list["ResourceName"], _FOUND] = []
 
 
 class NotRegistered(msgspec.Struct, frozen=True):

@@ -258,6 +258,15 @@ async def test_a_node_registers_what_its_token_lets_it(centre: Running) -> None:
     assert found.key not in centre.centre.state.objects
 
 
+async def test_a_node_that_finds_millions_is_not_answered_one_by_one(centre: Running) -> None:
+    credentials = centre.credentials(NodeIdentity(DOMAIN, "a"))
+    for field in ("workloads", "gone", "sources"):
+        found = {"workloads": [], field: [{"kind": "", "name": ""} if field == "gone" else ""] * 20_001}
+        response = await centre.raw(credentials, "POST", "/v1/found", body=msgspec.json.encode(found))
+        assert (response.status, len(response.body) < 500) == (400, True), field
+        assert field in problem(response.body).message
+
+
 async def test_a_node_renews_itself_only(centre: Running) -> None:
     a = centre.node("a")
     renewed = await a.renew(x509.make_csr(x509.new_key(), NodeIdentity(DOMAIN, "a")).decode())
