@@ -53,8 +53,8 @@ class Refused(Exception):
 @dataclass(frozen=True, slots=True)
 class Lives:
     """How long certificates live. `recovery` is how long after its end a node's certificate still lets that node prove
-    itself (see recovery). `remembered` is how long tokens and certificates stay on record after their end: that long a
-    late user of a token still learns what became of it."""
+    itself (see recovery). `remembered` is how long tokens and certificates stay on record once they are of no use: that
+    long a late user of a token still learns what became of it."""
 
     root: timedelta = timedelta(days=3650)
     issuing: timedelta = timedelta(days=365)
@@ -240,13 +240,16 @@ class Authority:
             leaf = x509.issue(self.issuer, facts.identity, facts.public_key, now, life)
         except x509.CertificateError as error:
             raise Refused(str(error)) from error
+        end = leaf.not_valid_after_utc
+        of_use = end + self.lives.recovery if isinstance(facts.identity, NodeIdentity) else end
         record = StoredCertificate(
             serial=x509.serial(leaf),
             identity=str(facts.identity),
             node=node,
-            not_after=leaf.not_valid_after_utc.timestamp(),
+            not_after=end.timestamp(),
             issuer=x509.fingerprint(self.issuer.cert),
             issued=now.timestamp(),
+            of_use=of_use.timestamp(),
         )
         whole = Batch(burn=burn, burnt=now.timestamp(), certificates=(record,), forget_before=self._forgotten(now))
         self.store.commit(whole.also(along))

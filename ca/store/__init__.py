@@ -67,7 +67,8 @@ class StoredToken:
 @dataclass(frozen=True, slots=True)
 class StoredCertificate:
     """That a certificate was issued. `serial` is hex, `node` who asked for it (empty for operators and centres),
-    `issued` and `not_after` unix time, `issuer` the fingerprint of the certificate that signed it."""
+    `issued` and `not_after` unix time, `issuer` the fingerprint of the certificate that signed it. `of_use` is until
+    when it is good for something beyond its end: a node recovers by it, and must not once it is revoked."""
 
     serial: str
     identity: str
@@ -75,6 +76,7 @@ class StoredCertificate:
     not_after: float
     issuer: str
     issued: float = 0.0
+    of_use: float = 0.0
 
 
 class Holder(NamedTuple):
@@ -118,7 +120,7 @@ class Batch:
     `delete`, each of which becomes a line of the change log, and is None in a batch without them. Deleting what is not
     there is logged all the same.
     `burn` holds digests of tokens, each of which must be there and unused (else ConflictError); `burnt` is when.
-    `forget_before`: tokens and certificates that expired before that time go.
+    `forget_before`: tokens and certificates that were of no use any more before that time go.
     """
 
     revision: int | None = None

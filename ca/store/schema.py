@@ -43,6 +43,12 @@ MIGRATIONS = (
     CREATE INDEX certificates_by_holder ON certificates (identity, node, issued, not_after);
     CREATE INDEX certificates_by_node ON certificates (node, not_after);
     """,
+    """
+    DROP INDEX certificates_by_end;
+    ALTER TABLE certificates ADD COLUMN of_use REAL NOT NULL DEFAULT 0;
+    UPDATE certificates SET of_use = not_after + 2592000 WHERE node != '' AND identity LIKE '%/node/' || node;
+    CREATE INDEX certificates_by_use ON certificates (max(not_after, of_use));
+    """,
 )
 
 

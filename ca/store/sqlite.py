@@ -134,8 +134,9 @@ class SqliteStore:
         """Certificates issued and not yet forgotten, in the order of their end."""
         given = {k: v for k, v in (("identity", identity), ("node", node), ("serial", serial)) if v is not None}
         where = f"WHERE {' AND '.join(f'{name} = ?' for name in given)}" if given else ""
-        select = f"SELECT serial, identity, node, not_after, issuer, issued, version FROM certificates {where}"
-        return [StoredCertificate(*r) for r in self._rows(f"{select} ORDER BY not_after", *given.values())]
+        columns = "serial, identity, node, not_after, issuer, issued, of_use, version"
+        select = f"SELECT {columns} FROM certificates {where} ORDER BY not_after"
+        return [StoredCertificate(*r) for r in self._rows(select, *given.values())]
 
     def holders(self) -> Sequence[Holder]:
         """Everybody with a certificate not yet forgotten."""
@@ -185,7 +186,7 @@ class SqliteStore:
         many("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", [(*m, RECORD_VERSION) for m in batch.meta.items()])
         if batch.forget_before is not None:
             run("DELETE FROM tokens WHERE expires < ?", (batch.forget_before,))
-            run("DELETE FROM certificates WHERE not_after < ?", (batch.forget_before,))
+            run("DELETE FROM certificates WHERE max(not_after, of_use) < ?", (batch.forget_before,))
         for digest in batch.burn:
             burnt = run("UPDATE tokens SET used = ? WHERE digest = ? AND used IS NULL", (batch.burnt, digest))
             if burnt.rowcount != 1:
@@ -195,9 +196,9 @@ class SqliteStore:
             [(t.digest, t.node, t.expires, t.used, RECORD_VERSION) for t in batch.tokens],
         )
         many(
-            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (c.serial, c.identity, c.node, c.not_after, c.issuer, RECORD_VERSION, c.issued)
+                (c.serial, c.identity, c.node, c.not_after, c.issuer, RECORD_VERSION, c.issued, c.of_use)
                 for c in batch.certificates
             ],
         )

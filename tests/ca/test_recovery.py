@@ -132,6 +132,20 @@ async def test_what_was_revoked_stays_out_for_as_long_as_it_could_come_back(cent
         assert "token create" in await why(centre, leaf)
 
 
+async def test_what_ended_before_its_node_was_revoked_stays_out_too(centre: Running) -> None:
+    """It is on record for as long as it could come back, whatever is signed or made meanwhile."""
+    leaf = await joined(centre)
+    centre.clock.ahead = 17 * DAY
+    await centre.operator().create_token(TokenRequest("web-2", 60.0))
+    await centre.centre.apply([Revocation(Metadata("it"), RevocationSpec(identity=str(WEB)))])
+    revocation = centre.centre.state.objects[Key("Revocation", "", "it")]
+    assert isinstance(revocation, Revocation)
+    rest = restored(revocation)
+    assert rest is not None
+    await centre.centre.apply([rest])
+    assert "is revoked" in await why(centre, leaf)
+
+
 async def test_deleted_nodes_stay_out_also_when_the_name_is_used_again(centre: Running) -> None:
     leaf = await joined(centre)
     centre.clock.ahead = 8 * DAY

@@ -118,6 +118,15 @@ def test_certificates_are_found_by_identity_and_forgotten(store: SqliteStore) ->
     assert store.tokens() == []
 
 
+def test_what_is_of_use_beyond_its_end_is_kept_so_long(store: SqliteStore) -> None:
+    node = StoredCertificate("01", "spiffe://a/node/n", "n", 10.0, "f", 1.0, 40.0)
+    store.commit(Batch(certificates=(node,)))
+    store.commit(Batch(forget_before=39.0))
+    assert store.certificates() == [node]
+    store.commit(Batch(forget_before=41.0))
+    assert store.certificates() == []
+
+
 def test_a_holder_is_known_by_what_it_was_given_last(store: SqliteStore) -> None:
     def given(serial: str, node: str, issued: float, ends: float) -> StoredCertificate:
         return StoredCertificate(serial, "spiffe://a", node, ends, "f", issued)
@@ -242,6 +251,16 @@ def test_migrations_run_once_each_in_order() -> None:
     migrate(db, (*MIGRATIONS, "ALTER TABLE meta ADD COLUMN note TEXT", "UPDATE meta SET note = 'x'"))
     assert db.execute("SELECT name, note FROM meta").fetchall() == [("a", "x")]
     assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 2,)
+    db.close()
+
+
+def test_an_older_store_keeps_what_its_nodes_may_come_back_by() -> None:
+    db = _memory()
+    migrate(db, MIGRATIONS[:2])
+    given = (("1", "spiffe://a/node/n"), ("2", "spiffe://a/ns/node/sa/n"), ("3", "spiffe://a/node/m"))
+    db.executemany("INSERT INTO certificates VALUES (?, ?, 'n', 10.0, 'f', 1, 1.0)", given)
+    migrate(db)
+    assert db.execute("SELECT of_use FROM certificates").fetchall() == [(10.0 + 30 * 86400,), (0.0,), (0.0,)]
     db.close()
 
 
