@@ -4,8 +4,9 @@ Each command lives in a file of its own and is imported when it is used, so that
 what the others need.
 """
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -51,6 +52,28 @@ class Lazy(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """As click does, with errors that fit the terminal."""
+        with _fitting():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Likewise: the commands below read their own parts of the line in here."""
+        with _fitting():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        if type(error).show is not click.UsageError.show:
+            raise  # it shows a help text instead
+        from agent.cli.output import Misused
+
+        raise Misused(error.format_message(), error.ctx) from error
 
 
 @click.group(

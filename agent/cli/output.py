@@ -31,6 +31,14 @@ class Refused(click.ClickException):
         click.echo(_fitted(f"culvert: {self.format_message()}"), file=file, err=file is None)
 
 
+class Misused(click.UsageError):
+    """The command line was wrong, in click's words but as wide as the terminal. Exit code 2."""
+
+    def format_message(self) -> str:
+        """What stands behind `Error: `, which click itself puts in front."""
+        return _fitted(f"Error: {self.message}").removeprefix("Error: ")
+
+
 def output_option(*formats: str) -> Callable[[_F], _F]:
     """The option `-o/--output`, passed on as `output`; the first format is the default."""
     names = formats or ("table", "json")
@@ -79,7 +87,7 @@ def to_yaml(data: object) -> str:
 
 def note(text: str) -> None:
     """A word to the person, beside the data: stderr."""
-    click.echo(text, err=True)
+    click.echo(_fitted(text), err=True)
 
 
 def warn(text: str) -> None:

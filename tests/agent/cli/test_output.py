@@ -77,6 +77,30 @@ def test_an_error_fits_the_terminal_and_breaks_no_word() -> None:
     assert " ".join(line.strip() for line in lines) == _unseen()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ca", "revoke", "everything", "shop/web"],
+        ["label", "workload", "shop/web", "neither-a-value-nor-a-removal"],
+        ["--an-option-that-nobody-has-ever-heard-of", "status"],
+    ],
+)
+def test_so_does_what_click_says_of_a_wrong_command_line(words: list[str]) -> None:
+    command = [sys.executable, "-m", "agent.cli", *words]
+    unseen = subprocess.run(command, capture_output=True, timeout=30)
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 50))
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=30)
+        os.close(theirs)
+        lines = screen.read(4096).decode().splitlines()
+    assert (done.returncode, done.stdout) == (unseen.returncode, unseen.stdout) == (2, b"")
+    begins = next(number for number, line in enumerate(lines) if line.startswith("Error: "))
+    assert len(lines[begins:]) > 1
+    assert all(len(line) <= 50 for line in lines[begins:])
+    assert " ".join(line.strip() for line in lines[begins:]) == unseen.stderr.decode().splitlines()[-1]
+
+
 def _unseen() -> str:
     """The same where no terminal is."""
     (line,) = subprocess.run(STATUS, capture_output=True, timeout=30).stderr.decode().splitlines()
