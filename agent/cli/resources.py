@@ -169,18 +169,22 @@ def _read(files: Iterable[str]) -> list[Placed]:
         paths = sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml")) if path.is_dir() else [path]
         if not paths:
             raise Refused(f"{path}: holds no *.yaml")
-        try:
-            sources += [(str(p), p.read_text(encoding="utf-8")) for p in paths]
-        except OSError as e:
-            raise Refused(f"{e.filename}: cannot be read: {e.strerror}") from e
-        except UnicodeDecodeError as e:
-            raise Refused(f"{path}: is no text in UTF-8: {e.reason} at byte {e.start}") from e
+        sources += [(str(p), _text(p)) for p in paths]
     if not sources:
         raise click.UsageError("give -f FILE")
     try:
         return documents.read(sources)
     except documents.DocumentError as e:
         raise Refused(f"nothing was changed:\n{e}") from e
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise Refused(f"{path}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise Refused(f"{path}: is no text in UTF-8: {e.reason} at byte {e.start}") from e
 
 
 def _placed(complaints: str, placed: Iterable[Placed]) -> str:

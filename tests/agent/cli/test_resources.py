@@ -69,6 +69,12 @@ def test_faults_of_the_file_name_their_lines(culvert: Commands, tmp_path: Path) 
     )
 
 
+def test_of_a_directory_the_file_is_named_that_is_no_text(culvert: Commands, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(SHOP)
+    (tmp_path / "other.yaml").write_bytes(b"\xff\xfe")
+    assert f"{tmp_path}/other.yaml: is no text in UTF-8" in culvert.refused("apply", "-f", str(tmp_path))
+
+
 def test_faults_found_by_the_centre_name_their_lines_too(culvert: Commands, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(SHOP.replace("node: web-1\n", "node: web1\n").replace("name: api", "name: api2"))
