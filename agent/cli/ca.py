@@ -9,7 +9,7 @@ import msgspec
 
 from agent.cli.calls import call, credential_option
 from agent.cli.output import Refused, ago, note, output_option, show, warn
-from ca.client import Client
+from ca.client import Client, Refusal
 from ca.contract import ApplyRequest, ApplyResponse, DeleteRequest, ResourceName
 from ca.duration import Duration
 from ca.identity import Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity, parse
@@ -24,6 +24,9 @@ from ca.resources.revocation import (
     write_time,
 )
 from ca.revoking import restored
+
+_WHOLE = 30
+"""Hex digits that a serial has at least: it is made of 159 random bits, so one in a million million is shorter."""
 
 _WHAT = click.Choice(["workload", "node", "operator", "identity", "serial"])
 
@@ -47,27 +50,37 @@ def ca() -> None:
 def revoke(what: str, name: str, reason: str, credential: Path | None) -> None:
     """Distrust it from now on: every node refuses it and ends what it has open.
 
-    WHAT is workload (NAME is namespace/service-account), node, operator, identity (a spiffe:// URI) or serial (hex, as
-    culvert certificates shows it). A revoked identity gets no certificate any more, and those it had are
-    revoked with it, for a node those of its workloads too. Who held a revoked serial gets a new certificate at once.
+    WHAT is workload (NAME is namespace/service-account), node, operator, identity (a spiffe:// URI) or serial (hex, all
+    of it, as culvert certificates -o json shows it). A revoked identity gets no certificate any more, and those it had
+    are revoked with it, for a node those of its workloads too. Who held a revoked serial gets a new certificate at
+    once.
 
     \b
     culvert ca revoke workload shop/web --reason "key seen on a pastebin"
-    culvert ca revoke serial 5EEE80D4A1
+    culvert ca revoke serial 5EEE80D4A1B0C4D7F2E86152AC0B94D1E1036F8A
     """
 
-    async def put(client: Client) -> ApplyResponse:
+    async def put(client: Client) -> tuple[ApplyResponse, bool]:
         target = _target(what, name, await _trust_domain(client))
+        if isinstance(target, str) and len(target) < _WHOLE:
+            raise Refused(f"serial {name} is only a part of one: copy all of it from culvert certificates -o json")
         now = write_time(datetime.now(UTC))
         if isinstance(target, str):
             spec = RevocationSpec(serials=(target,), reason=reason, time=now)
         else:
             spec = RevocationSpec(identity=str(target), reason=reason, time=now)
         revocation = Revocation(Metadata(revocation_name(target)), spec)
-        return await client.apply(ApplyRequest([msgspec.Raw(encode(revocation))]))
+        response = await client.apply(ApplyRequest([msgspec.Raw(encode(revocation))]))
+        try:
+            kept = decode_known((await client.list("Revocation", "", revocation.metadata.name)).items)
+        except Refusal:
+            return response, True  # of an operator who has revoked himself
+        return response, any(isinstance(r, Revocation) and r.spec.serials for r in kept)
 
-    response = call(credential, put)
+    response, concerned = call(credential, put)
     click.echo(f"{what} {name} revoked")
+    if not concerned:
+        warn(f"the centre has no certificate of {what} {name} on record: is that its name? see culvert ca status")
     note(f"revision {response.revision}; undo it with: culvert ca unrevoke {what} {name}")
 
 

@@ -18,7 +18,7 @@ def canonical_serial(text: str) -> str:
     copied from; ValueError if it is none."""
     plain = text.strip().lower().removeprefix("0x").replace(":", "").lstrip("0")
     if not _SERIAL.fullmatch(plain):
-        raise ValueError(f"serial {text!r} is no serial number in hex, as culvert certificates shows it")
+        raise ValueError(f"serial {text!r} is no serial number in hex, as culvert certificates -o json shows it")
     return plain
 
 

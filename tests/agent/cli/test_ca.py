@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.cli.mesh import Commands, end, free_port
+from tests.agent.cli.mesh import Commands, end, free_port, mesh
 
 pytestmark = pytest.mark.slow  # a process for each command
 
@@ -62,3 +62,17 @@ def test_metrics_of_the_centre(tmp_path: Path) -> None:
         end(other.start())
     finally:
         end(process)
+
+
+def test_a_revocation_that_touches_nothing_is_not_taken_for_one_that_does(tmp_path: Path) -> None:
+    """A part of a serial, as tables show it, would be acknowledged and stop nobody; so would a name with a slip in
+    it."""
+    with mesh(tmp_path / "centre") as culvert:
+        assert "only a part of one" in culvert.refused("ca", "revoke", "serial", "74E86152")
+        assert culvert("get", "revocations").stderr == "there is no revocation\n"
+        slip = culvert("ca", "revoke", "node", "wbe-1")
+        assert (slip.returncode, slip.stdout) == (0, "node wbe-1 revoked\n")
+        assert "no certificate of node wbe-1 on record" in slip.stderr
+        himself = culvert("ca", "revoke", "operator", "admin")
+        assert (himself.returncode, himself.stdout) == (0, "operator admin revoked\n")
+        assert "on record" not in himself.stderr
