@@ -24,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography.x509 import Certificate
 
 from ca import x509
+from ca.duration import Duration
 from ca.identity import CentralIdentity, Identity, IdentityError, NodeIdentity, OperatorIdentity, WorkloadIdentity
 from ca.lifetimes import renewal_time
 from ca.store import (
@@ -148,7 +149,8 @@ class Authority:
         except IdentityError as error:
             raise Refused(str(error)) from error
         if not timedelta(0) < ttl <= MAX_TTL:
-            raise Refused(f"a token cannot live for {ttl}: use more than nothing and at most {MAX_TTL.days} days")
+            asked = Duration(ttl.total_seconds())
+            raise Refused(f"a token cannot live for {asked}: use more than nothing and at most {MAX_TTL.days} days")
         token = JoinToken.new(address, x509.fingerprint(self.root), node)
         stored = StoredToken(token.digest, node, (now + ttl).timestamp())
         self.store.commit(Batch(tokens=(stored,), forget_before=self._forgotten(now)).also(along))

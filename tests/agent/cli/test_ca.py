@@ -76,3 +76,9 @@ def test_a_revocation_that_touches_nothing_is_not_taken_for_one_that_does(tmp_pa
         himself = culvert("ca", "revoke", "operator", "admin")
         assert (himself.returncode, himself.stdout) == (0, "operator admin revoked\n")
         assert "on record" not in himself.stderr
+
+
+def test_a_token_s_bounds_are_told_as_they_are_written(tmp_path: Path) -> None:
+    with mesh(tmp_path / "centre") as culvert:
+        said = culvert.refused("central", "token", "create", "--node", "web-1", "--ttl", "30d")
+        assert "a token cannot live for 30d: use more than nothing and at most 7 days" in said
