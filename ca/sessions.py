@@ -53,12 +53,13 @@ class AskError(Exception):
 
 @dataclass(slots=True)
 class Session:
-    """One connected node. `scope` ends it."""
+    """One connected node. `scope` ends it, and `ended` says why that was."""
 
     node: str
     scope: trio.CancelScope
     frames: FrameStream[NODE_FRAMES]
     serial: str = ""
+    ended: str = "replaced by a newer one, or ended by the centre"
     sending: trio.Lock = field(default_factory=trio.Lock)
     asked: dict[int, "trio.MemorySendChannel[Answer]"] = field(default_factory=dict)
     questions: "tuple[trio.MemorySendChannel[Ask], trio.MemoryReceiveChannel[Ask]]" = field(
@@ -156,7 +157,7 @@ class Sessions:
                     nursery.start_soon(self._tell, session, hello)
                     nursery.start_soon(self._relay_questions, session)
                     await self._hear(session)
-            why = "replaced by a newer one, or ended by the centre"
+            why = session.ended
         except* FramesEnded as e:
             why = str(e.exceptions[0])
         except* ContractError as e:
@@ -191,6 +192,7 @@ class Sessions:
             await self._send_step(session, step)
             step = await self._feed.after(step.state.revision)
         log.info("node-deleted-or-revoked", node=session.node)
+        session.ended = "the node, or its certificate, is revoked (culvert get revocations)"
         session.scope.cancel()
 
     async def _send_step(self, session: Session, step: Step) -> None:

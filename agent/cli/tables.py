@@ -108,7 +108,7 @@ def _row(resource: Resource, mesh: Resource | None) -> list[str]:
             return [resource.title, _scope(peers.selector), mode, ports or "-"]
         case Revocation(spec=revoked):
             serials = revoked.serials if len(revoked.serials) < 3 else (*revoked.serials[:2], "...")
-            what = [revoked.identity or "-", ",".join(serials) or "-"]
+            what = [revoked.identity or "-", ",".join(s[:8] for s in serials) or "-"]
             return [resource.metadata.name, *what, revoked.time or "-", revoked.ends or "-", revoked.reason or "-"]
 
 

@@ -9,7 +9,9 @@ import trio
 from ca.centre import Centre
 from ca.contract import VERSION, Answer, Hello, LocalMatch, Report
 from ca.frames import FramesEnded, FrameStream, centre_side, node_side
-from ca.resources.metadata import Key
+from ca.resources.mesh import Mesh, MeshSpec
+from ca.resources.metadata import Key, Metadata
+from ca.resources.revocation import Revocation, RevocationSpec
 from ca.resources.workload import Match
 from ca.sessions import AskError
 from tests.ca.objects import node, workload
@@ -199,6 +201,16 @@ async def test_a_deleted_node_is_sent_away(centre: Centre) -> None:
             await centre.delete([Key("Node", "", "a")])
             with pytest.raises(FramesEnded):
                 await replica.follow(frames)
+
+
+async def test_that_a_node_is_revoked_stands_in_the_status(centre: Centre) -> None:
+    await centre.apply([Mesh(Metadata("mesh"), MeshSpec("shop.example")), node("a")])
+    async with session(centre, "a", replica := Replica()):
+        await replica.at(1)
+        await centre.apply([Revocation(Metadata("it"), RevocationSpec("spiffe://shop.example/node/a"))])
+        with trio.fail_after(5):
+            await replica.ended.wait()
+    assert "is revoked" in centre.status().nodes[0].away
 
 
 @pytest.mark.parametrize(

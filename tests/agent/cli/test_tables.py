@@ -1,7 +1,9 @@
 """Where a revision is active, where it is not, and why."""
 
-from agent.cli.tables import MOST_NAMED, lagging, status, why
+from agent.cli.tables import MOST_NAMED, lagging, resources, status, why
 from ca.contract import VERSION, NodeStatus, Status
+from ca.resources.metadata import Metadata
+from ca.resources.revocation import Revocation, RevocationSpec
 
 
 def node(name: str = "web-1", **facts) -> NodeStatus:
@@ -32,3 +34,9 @@ def test_why():
     assert why(node(connected=False), 7) == "not connected"
     assert why(node(connected=False, seen=0.0), 7) == "not seen since the centre started"
     assert why(node(contract="1.0"), 7) == f"speaks contract 1.0, not {VERSION}: what is newer does not reach it"
+
+
+def test_serials_are_told_as_certificates_tells_them():
+    """Whole they fill ten lines of a terminal; `-o yaml` has them."""
+    it = Revocation(Metadata("it"), RevocationSpec(serials=("721461ced0763c4d", "7748feb2ffe85bf2", "8")))
+    assert resources("Revocation", [it], None)[1][0][2] == "721461ce,7748feb2,..."
