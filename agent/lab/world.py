@@ -70,6 +70,11 @@ def check() -> None:
         )
 
 
+def _inherited() -> dict[str, str]:
+    """Without what says where the mesh of the person before the screen is, and how it is set: in here is another."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CULVERT_")}
+
+
 def run(module: str, arguments: Sequence[str], grace: float = 10.0) -> int:
     """Run `python -m module arguments` in a new world; its exit status, or 130 when it was told to end.
 
@@ -80,7 +85,7 @@ def run(module: str, arguments: Sequence[str], grace: float = 10.0) -> int:
     theirs, ours = os.pipe()
     child = subprocess.Popen(
         command([sys.executable, "-m", module, *arguments]),
-        env={**os.environ, _OWNER: str(os.getpid()), _LIFELINE: str(theirs)},
+        env={**_inherited(), _OWNER: str(os.getpid()), _LIFELINE: str(theirs)},
         pass_fds=[theirs],
         start_new_session=True,  # the terminal's Ctrl-C comes to us alone
     )
