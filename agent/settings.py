@@ -107,7 +107,10 @@ class AgentSettings(msgspec.Struct, frozen=True):
             if value := getattr(self, name):
                 endpoint(value, name)
         if self.address:
-            ipaddress.ip_address(self.address)
+            try:
+                ipaddress.ip_address(self.address)
+            except ValueError as e:
+                raise ValueError(f"address {self.address!r} is no IP address, as in 10.0.0.5") from e
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"log_level {self.log_level!r}: use debug, info, warning or error")
 

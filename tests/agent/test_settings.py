@@ -45,7 +45,7 @@ def test_every_setting_is_explained():
         ({"capture_ports": "1-70000"}, "no range of ports"),
         ({"capture_ports": "15000-15100"}, "holds port 15000"),
         ({"metrics": "localhost"}, r"metrics 'localhost' is no IP:PORT"),
-        ({"address": "web-1"}, "web-1"),
+        ({"address": "web-1"}, "^flag --address: address 'web-1' is no IP address"),
         ({"log_level": "loud"}, "use debug"),
     ],
 )
