@@ -116,7 +116,10 @@ def unrevoke(what: str, name: str, restore: bool, credential: Path | None) -> No
     if kept:
         note(f"{kept} certificates issued before stay revoked until they end")
         if what == "node":
-            note(f"next: culvert central token create --node {name}, and on it: culvert agent join --force TOKEN")
+            note(
+                f"next: culvert central token create --node {name}, and on it: culvert agent join --force TOKEN, "
+                "and restart its agent"
+            )
     note(f"revision {response.revision}")
 
 

@@ -54,7 +54,7 @@ def join_(text: str, config: Path | None, force: bool, **flags: Any) -> None:
         click.echo(trio.run(go))
     except (JoinError, StateError) as error:
         raise Refused(str(error)) from error
-    note("next: culvert agent run")
+    note("next: culvert agent run" + (", or restart the one that runs: it goes on as what it was" if force else ""))
 
 
 @click.command(name="leave")

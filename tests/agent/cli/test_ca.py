@@ -82,3 +82,21 @@ def test_a_token_s_bounds_are_told_as_they_are_written(tmp_path: Path) -> None:
     with mesh(tmp_path / "centre") as culvert:
         said = culvert.refused("central", "token", "create", "--node", "web-1", "--ttl", "30d")
         assert "a token cannot live for 30d: use more than nothing and at most 7 days" in said
+
+
+def test_whoever_joins_again_is_told_to_restart_the_agent(tmp_path: Path) -> None:
+    """One that runs goes on with the certificate that it has, and that stays revoked."""
+    with mesh(tmp_path / "centre") as culvert:
+
+        def join(*more: str) -> str:
+            token = culvert.ok("central", "token", "create", "--node", "web-1").strip()
+            done = culvert(
+                "agent", "join", token, "--state-dir", str(tmp_path / "node"), "--address", "192.0.2.1", *more
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stderr
+
+        assert join() == "next: culvert agent run\n"
+        culvert.ok("ca", "revoke", "node", "web-1")
+        assert "and restart its agent" in culvert("ca", "unrevoke", "node", "web-1").stderr
+        assert "or restart the one that runs" in join("--force")
