@@ -16,7 +16,7 @@ from agent.answers import (
 )
 from agent.cli.calls import call, credential_option
 from agent.cli.ends import destination_end, source_workload
-from agent.cli.output import output_option
+from agent.cli.output import output_option, plain
 from agent.explain import Known, NodeFacts
 from agent.explain import explain as follow
 from ca.client import Client
@@ -61,8 +61,8 @@ def explain(source: str, destination: str, output: str, credential: Path | None)
         click.echo(msgspec.json.format(msgspec.json.encode(hops)).decode())
     else:
         for hop in hops:
-            click.echo(f"{_TICKS[hop.state]} {hop.name}: {hop.about}")
-            click.echo(f"    {hop.text}")
+            click.echo(plain(f"{_TICKS[hop.state]} {hop.name}: {hop.about}"))
+            click.echo(plain(f"    {hop.text}"))
     if any(hop.state == "fail" for hop in hops):
         raise SystemExit(1)
 

@@ -18,7 +18,7 @@ from agent.answers import (
     WorkloadsAnswer,
 )
 from agent.cli.local import ask, order, socket_option
-from agent.cli.output import ago, note, output_option, show, size
+from agent.cli.output import ago, note, output_option, plain, show, size
 from agent.clock import Skew, spell
 from agent.connections import Connection, Party
 
@@ -55,7 +55,7 @@ def status(output: str, path: Path | None) -> None:
         show(output, s, [], [])
         return
     for name, text in rows:
-        click.echo(f"{name:<10} {text}")
+        click.echo(plain(f"{name:<10} {text}"))
     for problem in s.problems:
         note(f"problem: {problem}")
 

@@ -21,6 +21,10 @@ _PIPE_WIDTH = 10_000
 """Columns when nobody looks: a line must not be folded before grep and awk see it."""
 
 
+_ORDERS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Control characters, and what is shown for them."""
+
+
 class Refused(click.ClickException):
     """It cannot be done; the message names the object, the cause and the next step. Exit code 1."""
 
@@ -69,7 +73,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str =
         grid.add_column(column.upper(), overflow="fold")
     for row in rows:
         # Text, not str: what stands in brackets is data here, not markup.
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(plain(str(cell))) for cell in row))
     if grid.row_count or not empty:
         text = _render(grid)
         click.echo("\n".join(line.rstrip() for line in text.splitlines()))
@@ -95,9 +99,16 @@ def warn(text: str) -> None:
     click.echo(_fitted(f"culvert: warning: {text}"), err=True)
 
 
+def plain(text: str) -> str:
+    """`text` without what a terminal takes for orders: a node that was taken over reports what it likes, and whoever
+    looks at it must not have his screen written, or his clipboard filled, from there."""
+    return text.translate(_ORDERS)
+
+
 def _fitted(text: str) -> str:
     """`text` with lines no longer than the terminal's, where stderr is one: for whoever else reads it, a message stays
     one line. Words are not broken, so that a path can still be copied."""
+    text = plain(text)
     if not sys.stderr.isatty():
         return text
     import textwrap  # nor is this for commands that run for months

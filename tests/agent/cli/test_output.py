@@ -32,6 +32,14 @@ def test_a_table_keeps_brackets_and_trailing_space_out() -> None:
     assert result.stdout == "NAME  URI\nn0    spiffe://shop.example/ns/shop/sa/web[1]\n"
 
 
+def test_what_a_node_reports_is_no_order_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(["why"], [["\x1b]52;c;aGk=\x07 a\x9b2Jb\r"]])
+    output.warn("\x1b[2J")
+    said = capsys.readouterr()
+    assert said.out == "WHY\n\\x1b]52;c;aGk=\\x07 a\\x9b2Jb\\x0d\n"
+    assert said.err == "culvert: warning: \\x1b[2J\n"
+
+
 def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
     result = CliRunner().invoke(things, env={"COLUMNS": "30"})
     assert max(map(len, result.stdout.splitlines())) <= 30
