@@ -15,7 +15,8 @@ import trio
 from agent.lab import programs
 from agent.lab.lab import Lab, open_lab
 from agent.lab.namespace import DIRECTORY
-from agent.lab.place import Place
+from agent.lab.orphans import remove_orphans
+from agent.lab.place import Place, remove_cgroup
 from agent.lab.process import ProcessError, eventually
 from agent.lab.sniffer import sniff
 from redirect.cgroup import mount_point
@@ -164,3 +165,23 @@ def test_the_first_namespace_of_somebody_else_does_not_pin_ours() -> None:
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", run, sys.executable, AMID]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_what_an_orphan_still_holds_keeps_nobody_from_a_lab() -> None:
+    """A server that daemonised itself outlives the lab that was killed."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    mount = mount_point()
+    if mount is None:
+        pytest.skip("mount -t cgroup2 none DIRECTORY")
+    left = Path(mount, f"cv{gone.pid}x1")
+    left.mkdir()
+    holder = subprocess.Popen(["sleep", "60"])
+    try:
+        (left / "cgroup.procs").write_text(str(holder.pid))
+        remove_orphans()
+        assert left.is_dir()
+    finally:
+        holder.kill()
+        holder.wait()
+        remove_cgroup(left.name)
