@@ -33,9 +33,9 @@ from ca.registry import Outcome, State
 from ca.resources.kinds import KINDS, Resource, encode
 from ca.resources.metadata import Key, Metadata
 from ca.resources.node import Discovery, Node, NodeSpec
-from ca.resources.revocation import Revocation
+from ca.resources.revocation import Revocation, RevocationSpec, revocation_name, write_time
 from ca.resources.workload import canonical_address
-from ca.revoking import completed
+from ca.revoking import completed, restored
 from ca.sessions import STALL, Sessions
 from ca.store import Batch, Store, StoredCertificate
 from ca.tokens import JoinToken, TokenError
@@ -119,11 +119,30 @@ class Centre:
         return await trio.to_thread.run_sync(complete)
 
     async def delete(self, keys: Iterable[Key]) -> ApplyResponse:
-        """Delete objects, all or none. RegistryError."""
+        """Delete objects, all or none. What a Node was given is revoked with it: it must not count again because the
+        name is used again. RegistryError."""
         gone = list(keys)
-        return await self._head.change(
-            lambda state: registry.change(state, [], [*gone, *discovered.orphans(state, gone)])
+        nodes = [NodeIdentity(self.trust_domain, k.name) for k in gone if k.kind == "Node"]
+        left = await self._given(nodes)
+        response = await self._head.change(
+            lambda state: registry.change(state, left, [*gone, *discovered.orphans(state, gone)])
         )
+        if nodes and (more := await self._given(nodes)) != left:  # signed meanwhile, as in `apply`
+            response = await self._head.change(lambda state: registry.change(state, more))
+        return response
+
+    async def _given(self, nodes: Iterable[NodeIdentity]) -> list[Revocation]:
+        """Of what these have been given and has not ended: in each case with what is revoked of it already."""
+        named = []
+        for node in nodes:
+            name = revocation_name(node)
+            known = self.state.objects.get(Key("Revocation", "", name))
+            serials = known.spec.serials if isinstance(known, Revocation) else ()
+            if not isinstance(known, Revocation) or not known.spec.identity:
+                why, now = f"node {node.name} was deleted", write_time(self.now())
+                named.append(Revocation(Metadata(name), RevocationSpec(str(node), serials, why, now)))
+        whole = await self._completed(list(named))
+        return [rest for r in whole if isinstance(r, Revocation) and (rest := restored(r)) is not None]
 
     async def label(self, key: Key, labels: dict[str, str | None]) -> ApplyResponse:
         """Set and remove labels of one object. RegistryError."""
@@ -197,7 +216,7 @@ class Centre:
         proven = recovery.check(request, binding, issuers, self.now(), self.authority.lives.recovery)
         node = proven.node
         if why := self.state.revoked.objection(node, proven.serial):
-            raise Refused(why)
+            raise Refused(why if self.state.revoked.identity(node) else f"{why}: {recovery.again(node)}")
         self._known(node)
         known = self.state.node(node.name)
         if known is None or not known.spec.address:

@@ -18,10 +18,11 @@ from ca.resources.metadata import Key, Metadata
 from ca.resources.revocation import Revocation, RevocationSpec, revocation_name
 from ca.revoking import restored
 from ca.tokens import JoinToken
+from tests.ca.objects import workload
 from tests.ca.running import DOMAIN, Running, running
 
 DAY = 86400.0
-WEB = NodeIdentity(DOMAIN, "web-1")
+WEB, API = NodeIdentity(DOMAIN, "web-1"), WorkloadIdentity(DOMAIN, "shop", "api")
 
 
 @pytest.fixture
@@ -36,6 +37,10 @@ async def joined(centre: Running, name: str = "web-1", address: str = "10.0.0.1"
     key, csr = request(NodeIdentity(DOMAIN, name))
     answer = await Client.joining(JoinToken.parse(token)).join(JoinRequest(token, csr.decode(), address))
     return read_leaf(answer.chain.encode(), key)
+
+
+def _by(centre: Running, leaf: Leaf) -> Client:
+    return Client.over_tls(centre.address, DOMAIN, centre.roots, (leaf.chain, leaf.key))
 
 
 def stranger(centre: Running) -> Client:
@@ -150,12 +155,45 @@ async def test_deleted_nodes_stay_out_also_when_the_name_is_used_again(centre: R
     leaf = await joined(centre)
     centre.clock.ahead = 8 * DAY
     await centre.centre.delete([k for k in centre.centre.state.objects if k.kind == "Node"])
-    assert "no part of the mesh" in await why(centre, leaf)
+    assert "node web-1 was deleted" in await why(centre, leaf)
     # The machine that follows it is invited: the old one must not take its place.
     await centre.operator().create_token(TokenRequest("web-1", 60.0))
-    assert "was deleted and has not joined again" in await why(centre, leaf)
+    assert "node web-1 was deleted" in await why(centre, leaf)
     await joined(centre)
-    assert "has joined anew" in await why(centre, leaf)
+    assert "node web-1 was deleted): have a token made" in await why(centre, leaf)
+
+
+async def test_what_a_deleted_node_was_given_counts_no_more_though_the_name_is_used_again(centre: Running) -> None:
+    """Neither its own certificate nor those for its workloads."""
+    old = await joined(centre)
+    await centre.centre.apply([workload("api", on="web-1", uid=2)])
+    signed = await _by(centre, old).sign(x509.make_csr(x509.new_key(), API).decode())
+    api = x509.serial(x509.load_chain(signed.chain.encode())[0])
+    csr = x509.make_csr(x509.new_key(), WEB).decode()
+    await centre.centre.delete([Key("Node", "", "web-1"), Key("Workload", "shop", "api")])
+    await centre.operator().create_token(TokenRequest("web-1", 60.0))
+    with pytest.raises(Refusal, match="node web-1 was deleted"):
+        await _by(centre, old).renew(csr)
+    new = await joined(centre)
+    await _by(centre, new).renew(csr)
+    with pytest.raises(Refusal, match="node web-1 was deleted"):
+        await _by(centre, old).renew(csr)
+    assert "node web-1 was deleted" in centre.centre.objection(API, api)
+    before = centre.centre.state.objects[Key("Revocation", "", revocation_name(WEB))]
+    await centre.centre.delete([Key("Node", "", "web-1")])
+    after = centre.centre.state.objects[before.key]
+    assert isinstance(before, Revocation)
+    assert isinstance(after, Revocation)
+    assert set(before.spec.serials) < set(after.spec.serials)
+    assert not after.spec.identity
+
+
+async def test_a_revoked_node_that_is_deleted_stays_revoked(centre: Running) -> None:
+    await joined(centre)
+    await centre.centre.apply([Revocation(Metadata(revocation_name(WEB)), RevocationSpec(identity=str(WEB)))])
+    before = centre.centre.state.objects[Key("Revocation", "", revocation_name(WEB))]
+    await centre.centre.delete([Key("Node", "", "web-1")])
+    assert centre.centre.state.objects[before.key] == before
 
 
 async def test_an_old_disk_is_no_second_node(centre: Running) -> None:
