@@ -5,11 +5,15 @@ msgpack. The descriptors of a frame travel with its first byte. The kernel never
 and never moves those of two sends at once, so a plain queue keeps them in step with the frames however the bytes are
 cut.
 
+A process that has as many descriptors open as it may would lose those of a frame. So the worker's end keeps RESERVE of
+them, gives them up for each look at the socket, and takes them back.
+
 A frame of a kind this side does not know is skipped and its descriptors are closed: during an upgrade the two processes
 may come from different versions.
 """
 
 import array
+import fcntl
 import os
 import socket
 import struct
@@ -29,6 +33,10 @@ MAX_BODY = 32 * 2**20
 """Bytes of one body: above any frame of the centre (contract.MAX_BODY), which may travel on in one View."""
 MAX_DESCRIPTORS = 250
 """Descriptors of one frame; the kernel's own limit for one send is 253 (SCM_MAX_FD)."""
+
+RESERVE = 128
+"""Descriptors that a worker keeps for what comes: the sockets of one order (worker/stock.py) twice, so that it can take
+one more when listeners have come meanwhile."""
 
 _HEADER = struct.Struct("!IH")
 _CHUNK = 256 * 1024
@@ -54,11 +62,12 @@ _peek = msgspec.msgpack.Decoder(_Kind)
 class Channel(Generic[_Out, _In]):
     """One end. Takes over `sock`; `close` closes it, together with descriptors that arrived but were not received.
 
-    One task receives; any number may send, whole frames at a time.
+    One task receives; any number may send, whole frames at a time. `reserve` descriptors are kept for what is received.
     """
 
-    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+    def __init__(self, sock: socket.socket, incoming: Any, reserve: int = 0) -> None:
         sock.setblocking(False)
+        self._plain = sock
         self._socket = trio.socket.from_stdlib_socket(sock)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(incoming)
@@ -67,6 +76,8 @@ class Channel(Generic[_Out, _In]):
         self._broken = False
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()
+        self._wanted, self._reserve = reserve, list[int]()
+        self.replenish()
 
     async def send(self, message: _Out, fds: Sequence[int] = ()) -> None:
         """Send one message and duplicates of `fds`, in order; the caller keeps and closes its own.
@@ -134,11 +145,31 @@ class Channel(Generic[_Out, _In]):
         del self._buffer[:end]
         return body, [self._descriptors.popleft() for _ in range(count)]
 
-    async def _fill(self) -> None:
+    def replenish(self) -> bool:
+        """Take what is missing of the reserve; -> whether it is whole. If not, close what just came and can be missed,
+        and call again: the descriptors of the next message may be lost otherwise, and the channel with them."""
         try:
-            data, ancillary, flags, _ = await self._socket.recvmsg(_CHUNK, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            while len(self._reserve) < self._wanted:
+                self._reserve.append(fcntl.fcntl(self._plain, fcntl.F_DUPFD_CLOEXEC, 0))
+        except OSError:
+            return False
+        return True
+
+    def _give_up(self) -> None:
+        _close_all(self._reserve)
+        self._reserve.clear()
+
+    async def _fill(self) -> None:
+        await trio.lowlevel.wait_readable(self._plain)
+        self._give_up()
+        try:
+            data, ancillary, flags, _ = self._plain.recvmsg(_CHUNK, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
         except ConnectionResetError as error:
             raise ChannelClosedError("the other process is gone") from error
+        finally:
+            self.replenish()
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds = array.array("i")
@@ -163,6 +194,8 @@ class Channel(Generic[_Out, _In]):
     def close(self) -> None:
         """Close the socket; a task that waits in `receive` or `send` gets trio.ClosedResourceError."""
         self._broken = True
+        self._wanted = 0
+        self._give_up()
         self._socket.close()
         _close_all(self._descriptors)
         self._descriptors.clear()
@@ -175,7 +208,7 @@ def supervisor_end(sock: socket.socket) -> "Channel[TO_WORKER, FROM_WORKER]":
 
 def worker_end(sock: socket.socket) -> "Channel[FROM_WORKER, TO_WORKER]":
     """The worker's end."""
-    return Channel(sock, TO_WORKER)
+    return Channel(sock, TO_WORKER, RESERVE)
 
 
 def _tag(message: Any) -> str:

@@ -1,6 +1,7 @@
 """The worker's ends of the listening sockets. The supervisor keeps its own open, so closing one here loses no queue."""
 
 import errno
+import resource
 import socket
 from collections.abc import Callable, Set
 from functools import partial
@@ -12,6 +13,7 @@ Accepted = Callable[[str, socket.socket, tuple[str, int]], None]
 """(workload or "", the connection, which now belongs to the callee, the caller's address)"""
 
 _BURST = 16  # connections taken from one listener in one round: what a neighbour's waits for, when another is flooded
+_SPARE = 64  # descriptors left when it rests: a connection that was taken needs more of them, and so does a view
 _PASSING = frozenset(
     {
         *(errno.ECONNABORTED, errno.EAGAIN, errno.EINTR, errno.EPERM, errno.ETIMEDOUT),
@@ -42,14 +44,16 @@ class _Listening(socket.socket):
 class Listeners:
     """Accepts in the relay's rounds, level-triggered: what is left in a queue comes round again.
 
-    When descriptors or memory run out the listener rests until `resume`, and callers wait in its queue: it would be
-    ready all the time, to no end. So do those in `storming`, by role and workload.
+    When descriptors or memory are all but out the listener rests until `resume`, and callers wait in its queue: it
+    would be ready all the time, to no end. So do those in `storming`, by role and workload.
     """
 
     def __init__(self, relay: Relay, accepted: dict[Role, Accepted]) -> None:
         self._relay, self._accepted = relay, accepted
         self._socks: dict[int, socket.socket] = {}
         self._resting: dict[int, Callable[[], None]] = {}
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._last = limit - min(_SPARE, limit // 8)  # the kernel gives the lowest number that is free
         self.storming: Set[tuple[Role, str]] = frozenset()
 
     def add(self, number: int, role: Role, workload: str, sock: socket.socket) -> None:
@@ -94,8 +98,9 @@ class Listeners:
                     return
                 raise
             connection.setblocking(False)
+            short = connection.fileno() >= self._last
             accepted(workload, connection, peer)
-            if self.storming and (role, workload) in self.storming:
+            if short or (self.storming and (role, workload) in self.storming):
                 self._rest(number, sock, role, workload)
                 return
 

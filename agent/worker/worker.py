@@ -170,8 +170,11 @@ class Worker:
             case Signs():
                 self.namer.signs = message
             case Stock(workload, family):
-                self.stocks.add(workload, family, fds)
-                fds = []
+                if self._channel.replenish():
+                    self.stocks.add(workload, family, fds)
+                    fds = []
+                else:
+                    self.stocks.decline(workload, family, len(fds))
             case Inquire(number, whole=False):  # the tables of ten thousand connections would cost more than they do
                 self.say(Tables(number, [], [], self._gauges()))
             case Inquire(number):
@@ -189,6 +192,8 @@ class Worker:
                 self.inbound.capturing = capturing
         for fd in fds:
             os.close(fd)
+        if fds:
+            self._channel.replenish()
 
     def _view(self, view: View) -> None:
         before = Snapshot(self.snapshot.node) if view.reset else self.snapshot
@@ -256,7 +261,9 @@ class Worker:
             now = time.monotonic()
             self.book.expire(_OPENING)
             self.inbound.budgets.tick(self.snapshot)
-            self.listeners.resume()
+            if self._channel.replenish():  # else descriptors are too short for more
+                self.listeners.resume()
+                self.stocks.resume()
             self.relay.shrink()
             for link in self.links:
                 link.core.tick()

@@ -119,6 +119,19 @@ def no_descriptors_left() -> Iterator[None]:
             os.close(fd)
 
 
+async def test_with_few_descriptors_left_it_rests_after_each_connection():
+    async with door() as d:
+        d.add(1, Role.TUNNEL)
+        d.listeners._last = 0
+        callers = [socket.create_connection(d.addresses[0]) for _ in range(2)]
+        for count in (1, 2):
+            await soon(lambda: len(d.listeners._resting) == 1)
+            assert len(d.got) == count
+            d.listeners.resume()
+        for caller in callers:
+            caller.close()
+
+
 async def test_without_descriptors_it_rests_and_callers_wait_in_the_queue():
     async with door() as d:
         d.add(1, Role.TUNNEL)

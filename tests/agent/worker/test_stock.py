@@ -85,3 +85,18 @@ def test_an_order_that_was_not_heard_is_given_again():
     shop.deaf = False
     assert shop.stocks.take("shop/web", socket.AF_INET) is None
     assert shop.orders == [("shop/web", socket.AF_INET, FULL)]
+
+
+def test_what_there_is_no_room_for_is_ordered_again_one_at_a_time():
+    shop = Shop()
+    shop.stocks.serve(["shop/db", "shop/web"])
+    shop.orders.clear()
+    for name in ("shop/web", "shop/db"):
+        shop.stocks.decline(name, socket.AF_INET, FULL)
+    assert shop.stocks.take("shop/web", socket.AF_INET) is None
+    shop.stocks.decline("shop/unknown", socket.AF_INET, FULL)
+    assert shop.orders == []
+    for _ in range(3):
+        shop.stocks.resume()
+        shop.stocks.serve(["shop/web"])
+    assert shop.orders == [("shop/web", socket.AF_INET, FULL)]
