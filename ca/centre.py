@@ -94,11 +94,14 @@ class Centre:
         return x509.pem(*self.authority.roots).decode()
 
     async def apply(self, resources: Iterable[Resource], *, dry_run: bool = False) -> ApplyResponse:
-        """Put objects, all or none. RegistryError."""
+        """Put objects, all or none. The tokens of a node that is revoked are of no use any more. RegistryError."""
         given = list(resources)
         wanted = await self._completed(given)
+        identities = [parse(r.spec.identity) for r in given if isinstance(r, Revocation) and r.spec.identity]
         response = await self._head.change(
-            lambda state: registry.change(state, wanted, discovered.outlawed(state, wanted)), dry_run=dry_run
+            lambda state: registry.change(state, wanted, discovered.outlawed(state, wanted)),
+            commit=self._voiding([i for i in identities if isinstance(i, NodeIdentity)]),
+            dry_run=dry_run,
         )
         if wanted is not given and not dry_run and (more := await self._completed(wanted)) != wanted:
             # Signed while we revoked: on record by now, since nothing is signed for them any more.
@@ -119,17 +122,22 @@ class Centre:
         return await trio.to_thread.run_sync(complete)
 
     async def delete(self, keys: Iterable[Key]) -> ApplyResponse:
-        """Delete objects, all or none. What a Node was given is revoked with it: it must not count again because the
-        name is used again. RegistryError."""
+        """Delete objects, all or none. What a Node was given is revoked with it, and so are tokens for it: they
+        must not count again because the name is used again. RegistryError."""
         gone = list(keys)
         nodes = [NodeIdentity(self.trust_domain, k.name) for k in gone if k.kind == "Node"]
         left = await self._given(nodes)
         response = await self._head.change(
-            lambda state: registry.change(state, left, [*gone, *discovered.orphans(state, gone)])
+            lambda state: registry.change(state, left, [*gone, *discovered.orphans(state, gone)]),
+            commit=self._voiding(nodes),
         )
         if nodes and (more := await self._given(nodes)) != left:  # signed meanwhile, as in `apply`
             response = await self._head.change(lambda state: registry.change(state, more))
         return response
+
+    def _voiding(self, nodes: Iterable[NodeIdentity]) -> Callable[[Batch], None]:
+        names = tuple(n.name for n in nodes if n.trust_domain == self.trust_domain)
+        return lambda batch: self._store.commit(replace(batch, void=names))
 
     async def _given(self, nodes: Iterable[NodeIdentity]) -> list[Revocation]:
         """Of what these have been given and has not ended: in each case with what is revoked of it already."""

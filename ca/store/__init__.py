@@ -120,6 +120,7 @@ class Batch:
     `delete`, each of which becomes a line of the change log, and is None in a batch without them. Deleting what is not
     there is logged all the same.
     `burn` holds digests of tokens, each of which must be there and unused (else ConflictError); `burnt` is when.
+    `void` holds the names of nodes whose unused tokens go.
     `forget_before`: tokens and certificates that were of no use any more before that time go.
     """
 
@@ -130,6 +131,7 @@ class Batch:
     tokens: tuple[StoredToken, ...] = ()
     burn: tuple[str, ...] = ()
     burnt: float = 0.0
+    void: tuple[str, ...] = ()
     certificates: tuple[StoredCertificate, ...] = ()
     issuers: tuple[StoredIssuer, ...] = ()
     forget_before: float | None = None

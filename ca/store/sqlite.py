@@ -187,6 +187,7 @@ class SqliteStore:
         if batch.forget_before is not None:
             run("DELETE FROM tokens WHERE expires < ?", (batch.forget_before,))
             run("DELETE FROM certificates WHERE max(not_after, of_use) < ?", (batch.forget_before,))
+        many("DELETE FROM tokens WHERE node = ? AND used IS NULL", [(node,) for node in batch.void])
         for digest in batch.burn:
             burnt = run("UPDATE tokens SET used = ? WHERE digest = ? AND used IS NULL", (batch.burnt, digest))
             if burnt.rowcount != 1:

@@ -31,6 +31,7 @@ from ca.identity import CentralIdentity, Identity, NodeIdentity, OperatorIdentit
 from ca.resources.kinds import encode
 from ca.resources.metadata import Key, Metadata
 from ca.resources.node import Discovery, Node, NodeSpec
+from ca.resources.revocation import Revocation, RevocationSpec, revocation_name
 from ca.resources.workload import Match, Origin, WorkloadSpec
 from ca.tokens import JoinToken
 from tests.ca.objects import node, workload
@@ -165,6 +166,28 @@ async def test_a_token_that_is_refused_stays_good(centre: Running) -> None:
     with pytest.raises(Refusal, match=r"tunnel port 15008 at 10\.0\.0\.1 is already that of node a"):
         await centre.join(token, "web-1", "10.0.0.1")
     await centre.join(token, "web-1", "10.0.0.7")
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+async def test_a_token_goes_with_its_node(centre: Running, revoked: bool) -> None:
+    """And does not come back with the name."""
+    operator = centre.operator()
+    old = (await operator.create_token(TokenRequest("web-1", 60.0))).token
+    other = (await operator.create_token(TokenRequest("web-2", 60.0))).token
+    key = Key("Node", "", "web-1")
+    if revoked:
+        identity = NodeIdentity(DOMAIN, "web-1")
+        revocation = Revocation(Metadata(revocation_name(identity)), RevocationSpec(str(identity)))
+        await centre.centre.apply([revocation], dry_run=True)
+        assert [t.node for t in centre.centre.authority.store.tokens("web-1")] == ["web-1"]
+        await centre.centre.apply([revocation])
+        key = revocation.key
+    await centre.centre.delete([key])
+    new = (await operator.create_token(TokenRequest("web-1", 60.0))).token
+    with pytest.raises(Refusal, match="knows no such token"):
+        await centre.join(old, "web-1", "10.0.0.3")
+    await centre.join(new, "web-1", "10.0.0.3")
+    await centre.join(other, "web-2", "10.0.0.4")
 
 
 async def test_tokens_that_prove_nothing(tmp_path: Path) -> None:
