@@ -1,8 +1,8 @@
 """The centre's tasks: it listens, shakes hands, answers calls and serves sessions. Reads hostile bytes (through http).
 
-Who may cost what: a stranger (no certificate yet, or none at all) has one of STRANGERS places, its handshake must be
-done in seconds and its requests must be small; members of the mesh share the `connections` of the settings. Beyond
-that a connection is closed unanswered.
+Who may cost what: a stranger (no certificate yet, or none at all) has one of STRANGERS places, of which one address may
+have a SHARE; its handshake must be done in seconds and its requests must be small; members of the mesh share the
+`connections` of the settings. Beyond that a connection is closed unanswered.
 
 `run` owns every task. It ends at SIGTERM or SIGINT: no new connections, sessions are cut (nodes go on without
 them), calls under way get GRACE seconds. The store is the caller's.
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +38,9 @@ from ca.store import Store, StoreError
 
 STRANGERS = 256
 """Connections at once that have not shown a certificate: handshakes, and nodes that join."""
+
+SHARE = 64
+"""Of them from one address: one host alone does not keep everybody out."""
 
 STRANGERS_LIFE = 30.0
 """Seconds of a connection without a certificate: a join takes one, and whoever stays takes a place from the others."""
@@ -181,7 +185,7 @@ class Front:
         self._context: SSL.Context | None = None
         self._until = datetime.now(UTC)
         self._members = 0
-        self._strangers = 0
+        self._strangers: Counter[str] = Counter()
 
     async def renew(self, name: str) -> None:
         """Take a new certificate for the centre itself; connections from then on see it."""
@@ -210,12 +214,13 @@ class Front:
 
     async def welcome(self, transport: trio.SocketStream) -> None:
         """Serve one TCP connection, and close it."""
-        context, peer = self._context, _where(transport)  # asked now: who has gone has no address
-        if self._strangers >= STRANGERS or context is None:
-            log.warning("too-many-strangers", limit=STRANGERS, peer=peer)
+        context, host, peer = self._context, *_where(transport)  # asked now: who has gone has no address
+        limit = SHARE if self._strangers[host] >= SHARE else STRANGERS
+        if self._strangers[host] >= SHARE or self._strangers.total() >= STRANGERS or context is None:
+            log.warning("too-many-strangers", limit=limit, peer=peer)
             await trio.aclose_forcefully(transport)
             return
-        self._strangers += 1
+        self._strangers[host] += 1
         stranger = True
         try:
             keep_alive(transport)
@@ -225,7 +230,7 @@ class Front:
                     if self._members >= self._room:
                         log.warning("too-many-connections", limit=self._room, peer=str(channel.peer))
                         return
-                    self._strangers -= 1
+                    self._place_free(host)
                     stranger = False
                     self._members += 1
                 caller = channel.peer or api.Stranger(channel.binding)
@@ -240,9 +245,15 @@ class Front:
             log.exception("bug", peer=peer)
         finally:
             if stranger:
-                self._strangers -= 1
+                self._place_free(host)
             else:
                 self._members -= 1
+
+    def _place_free(self, host: str) -> None:
+        """One stranger less from there."""
+        self._strangers[host] -= 1
+        if not self._strangers[host]:
+            del self._strangers[host]
 
     async def welcome_local(self, stream: trio.SocketStream) -> None:
         """Serve one connection of the Unix socket, and close it."""
@@ -326,9 +337,10 @@ def _serial(channel: Channel) -> str:
     return "" if certificate is None else x509.serial(certificate)
 
 
-def _where(transport: trio.SocketStream) -> str:
+def _where(transport: trio.SocketStream) -> tuple[str, str]:
+    """The peer's address, and that with its port."""
     try:
         name = transport.socket.getpeername()
     except OSError:
-        return "gone"
-    return endpoint.join(name[0], name[1])
+        return "gone", "gone"
+    return name[0], endpoint.join(name[0], name[1])

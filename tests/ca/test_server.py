@@ -414,6 +414,21 @@ async def test_strangers_do_not_shut_the_members_out(centre: Running, monkeypatc
                 break
 
 
+async def test_one_host_does_not_keep_the_others_out(centre: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STRANGERS", 4)
+    monkeypatch.setattr(server, "SHARE", 2)
+    host, port = endpoint.split(centre.address)
+    async with contextlib.AsyncExitStack() as stack:
+        flood = [
+            await stack.enter_async_context(await trio.open_tcp_stream(host, port, local_address="127.0.0.2"))
+            for _ in range(5)
+        ]
+        for turned_away in flood[2:]:
+            with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+                assert not await turned_away.receive_some(1)
+        assert await centre.operator().status()
+
+
 @pytest.mark.parametrize("who", [OperatorIdentity(DOMAIN, "admin"), None])
 async def test_no_connection_outlives_what_its_caller_showed(
     centre: Running, monkeypatch: pytest.MonkeyPatch, who: Identity | None
