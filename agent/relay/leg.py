@@ -332,7 +332,7 @@ class Leg:
             self._link.freed()
 
     def answered(self, status: int) -> None:
-        if status == 200:
+        if status // 100 == 2:  # any of them opens it (RFC 9110, section 9.3.6)
             self._early.clear()
             self._book.open(self._entry)
             self.pump()

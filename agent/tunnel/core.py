@@ -17,9 +17,11 @@ it at once. Frames for forgotten streams count for the connection's window and a
 
 | from the peer          | stream known      | forgotten | never opened          |
 | HEADERS                | answer, or reset  | ignored   | server: opens         |
-| DATA                   | Data, Ended       | credit    | connection error      |
+| DATA                   | Data, Ended (1)   | credit    | connection error      |
 | RST_STREAM             | Reset             | ignored   | connection error      |
 | WINDOW_UPDATE          | Writable          | ignored   | connection error      |
+
+(1) Before the answer, by which alone a stream is opened, it is reset (RFC 9113, 8.1). Until then its window is below 0.
 """
 
 from collections.abc import Iterator
@@ -159,6 +161,11 @@ class Core(Sending):
             self._known(frame.stream)
             self._restless(not frame.credit)
             return
+        if self.client and not stream.answered:
+            self._restless()
+            self.reset(stream, frames.PROTOCOL_ERROR)
+            events.append(Reset(stream, frames.PROTOCOL_ERROR))
+            return
         stream.recv_window -= frame.credit
         if stream.recv_window < 0:
             raise ProtocolError(frames.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
@@ -237,7 +244,7 @@ class Core(Sending):
                 if flags & frames.END_STREAM:
                     raise ProtocolError(frames.PROTOCOL_ERROR, f"an answer that ends with {status}")
                 return
-            stream.answered = True
+            stream.answered, stream.recv_window = True, stream.window
             yield Answered(stream, status)
             if flags & frames.END_STREAM and number in self.streams:
                 events: list[Event] = []

@@ -323,7 +323,7 @@ class Link:
                     ended = True
                 case Answered(stream, status):
                     stream.owner.answered(status)
-                    ended |= status != 200
+                    ended |= status // 100 != 2
                 case Asked(stream):
                     if not self.closed:  # by what came right before it
                         self._watcher.asked(self, event)

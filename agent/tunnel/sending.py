@@ -38,6 +38,7 @@ class Sending:
         """Ask the peer to connect; the caller has looked at `full`. DATA may follow at once."""
         self._last_id += 2
         stream = self._add(self._last_id)
+        stream.recv_window = -1  # nothing may come before the answer
         self._headers(stream.id, self._writer.connect(ask), 0)
         return stream
 

@@ -12,6 +12,7 @@ import trio
 from agent.connections import Verdict
 from agent.relay.leg import EARLY, Leg
 from agent.tunnel import frames
+from agent.tunnel.headers import BlockWriter
 from tests.agent.relay import talks
 from tests.agent.relay.rig import receive, receive_all, reset, rig, send, soon
 
@@ -186,6 +187,16 @@ def busy() -> Iterator[tuple[socket.socket, Callable[[], None]]]:
                     full.accept()[0].close()
 
         yield full, empty
+
+
+async def test_any_answer_of_success_opens_it(monkeypatch):
+    monkeypatch.setattr(BlockWriter, "status", lambda writer, _status: writer._start(b"\x08\x03202"))
+    async with rig() as r:
+        conn = await r.connect()
+        await talks.both_ways_at_once(conn, b"data" * 5000)
+        assert conn.near_entry.state == "open"
+        await talks.end(conn)
+        await r.idle()
 
 
 async def test_early_data_is_bounded_until_the_answer():

@@ -12,7 +12,7 @@ from agent.tunnel import frames
 from agent.tunnel.core import CONNECTION_WINDOW, CoreError
 from agent.tunnel.frames import ProtocolError
 from agent.tunnel.negotiation import MAX_STREAMS
-from agent.tunnel.stream import MAX_WINDOW, STREAM_WINDOW, Answered, Budget, GoAway, Settled, Writable
+from agent.tunnel.stream import MAX_WINDOW, STREAM_WINDOW, Answered, Budget, Ended, GoAway, Reset, Settled, Writable
 from tests.agent.tunnel.peers import ASK, Ours, Theirs, shuttle
 
 START = Budget().left
@@ -416,7 +416,6 @@ BOTH = [
     (frames.window_update(99, 1), frames.PROTOCOL_ERROR),
     (frames.window_update(0, 0), frames.FLOW_CONTROL_ERROR),
     (frames.window_update(0, 2**31 - 1), frames.FLOW_CONTROL_ERROR),
-    (data(1, STREAM_WINDOW + 1), frames.FLOW_CONTROL_ERROR),
     (frames.header(frames.CONTINUATION, 4, 1, 0), frames.PROTOCOL_ERROR),
     (headers(1, b"", 0) + data(1, 1), frames.PROTOCOL_ERROR),
     (headers(1, b"", 0) + frames.header(frames.PING, 0, 0, 8) + bytes(8), frames.PROTOCOL_ERROR),
@@ -555,6 +554,28 @@ def test_an_answer_without_a_status_or_that_ends_early():
     refused(started(client=True), headers(1, b"\x20\x00\x01x\x01y"), frames.PROTOCOL_ERROR)
     early = b"\x20\x08\x03103"
     refused(started(client=True), headers(1, early, frames.END_HEADERS | frames.END_STREAM), frames.PROTOCOL_ERROR)
+
+
+@roles
+def test_more_data_than_the_window_of_its_stream(client):
+    wire = (headers(1, STATUS) if client else b"") + data(1, STREAM_WINDOW + 1)
+    refused(started(client=client), wire, frames.FLOW_CONTROL_ERROR)
+
+
+@pytest.mark.parametrize("cut", [1, 2**16])
+@pytest.mark.parametrize(
+    "wire", [data(1, 5), data(1, 0), data(1, 0, frames.END_STREAM), data(1, 3, frames.PADDED | frames.END_STREAM)]
+)
+def test_data_before_the_answer_resets_its_stream_and_no_other(wire, cut):
+    ours = started(client=True)
+    other = ours.open()
+    feed(ours, wire + headers(1, STATUS) + headers(other, b"\x88") + data(other, 5), cut)
+    assert [e.code for e in ours.events if isinstance(e, Reset)] == [frames.PROTOCOL_ERROR]
+    assert not [e for e in ours.events if isinstance(e, Ended)]
+    assert {e.stream.id for e in ours.events if isinstance(e, Answered)} == {other}
+    assert (ours.received[1], ours.received[other]) == (b"", bytes(5))
+    assert list(ours.core.streams) == [other]
+    assert frames.rst_stream(1, frames.PROTOCOL_ERROR) in ours.wire()
 
 
 def test_interim_answers_are_passed_over():
