@@ -81,6 +81,7 @@ class Leg:
         "_half_closed",
         "_link",
         "_pending",
+        "_queued",
         "_readable",
         "_resend",
         "_rest_eof",
@@ -123,6 +124,7 @@ class Leg:
         self._eof = False  # the application sends no more
         self._rest_eof = False  # the peer sends no more; shutdown follows the pending bytes
         self._closed = False
+        self._queued = False  # to go on in this round or the next
         self._turn = _TURN_LEAST
         self._up, self._down = len(early), 0  # bytes from the application, to it
         self._early = bytearray(early)  # bytes sent before the answer
@@ -224,9 +226,14 @@ class Leg:
             turn -= n
             if turn <= 0:
                 self._turn = min(_TURN_MOST, self._turn * 2)
-                if self._readable:
-                    link.relay.again(self.pump)
+                if self._readable and not self._queued:  # else each edge would add a turn to every round
+                    self._queued = True
+                    link.relay.again(self._go_on)
                 return
+
+    def _go_on(self) -> None:
+        self._queued = False
+        self.pump()
 
     # ---- the stream (Owner)
 

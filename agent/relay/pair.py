@@ -26,12 +26,13 @@ _SPLICES = 4  # the same for bulk, in pipes full
 class _Side:
     """One socket of the pair, and what is on its way from here to the other side."""
 
-    __slots__ = ("eof", "fd", "half_closed", "moved", "other", "pending", "pipe", "readable", "sock")
+    __slots__ = ("eof", "fd", "half_closed", "moved", "other", "pending", "pipe", "queued", "readable", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.fd = sock, sock.fileno()
         self.other = self
         self.readable = self.half_closed = self.eof = False
+        self.queued = False  # to go on in this round or the next
         self.pending = memoryview(b"")
         self.pipe: Pipe | None = None
         self.moved = 0
@@ -108,6 +109,17 @@ class Pair:
         except OSError as error:
             self.abort(f"one side reset the connection ({error.strerror})", Verdict.ALLOWED)
 
+    def _later(self, side: _Side) -> None:
+        """Have its next turn once, however often it is ready meanwhile: else each edge would add a turn to every
+        round."""
+        if not side.queued:
+            side.queued = True
+            self._relay.again(partial(self._go_on, side))
+
+    def _go_on(self, side: _Side) -> None:
+        side.queued = False
+        self._move(side)
+
     def _copy(self, side: _Side) -> None:
         """Move small messages; a flow that fills the buffer gets a pipe instead."""
         buffer, turn = self._relay.received.view, _TURN
@@ -123,7 +135,7 @@ class Pair:
             if turn <= 0:
                 side.pipe = self._relay.pipes.take()
                 if side.pipe is None:
-                    self._relay.again(partial(self._move, side))
+                    self._later(side)
                 return
 
     def _read(self, side: _Side, buffer: memoryview) -> int:
@@ -154,10 +166,10 @@ class Pair:
                     side.readable, side.pipe = ended, None
                     self._relay.pipes.give(pipe)
                     if ended:
-                        self._relay.again(partial(self._move, side))
+                        self._later(side)
                     return
             side.moved += pipe.drain(side.other.fd)
-        self._relay.again(partial(self._move, side))
+        self._later(side)
 
     def _ended(self, side: _Side) -> None:
         side.eof = True

@@ -11,6 +11,7 @@ import trio
 
 from agent.connections import Verdict
 from agent.relay.leg import EARLY, Leg
+from agent.relay.loop import READABLE
 from agent.tunnel import frames
 from agent.tunnel.headers import BlockWriter
 from tests.agent.relay import talks
@@ -187,6 +188,28 @@ def busy() -> Iterator[tuple[socket.socket, Callable[[], None]]]:
                     full.accept()[0].close()
 
         yield full, empty
+
+
+async def test_a_bulk_flow_has_one_turn_more_in_a_round_however_often_it_is_ready(monkeypatch):
+    async with rig() as r:
+        conn = await r.connect()
+        await soon(lambda: conn.near_entry.state == "open")
+        leg = conn.near_entry.carrier
+        conn.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**21)
+        written = os.write(conn.near.fileno(), bytes(2**18))
+        assert written > 150_000
+        turns = []
+        pump = Leg.pump
+        monkeypatch.setattr(Leg, "pump", lambda leg: turns.append(leg) or pump(leg))
+        for _ in range(3):  # and nothing else runs meanwhile
+            leg._ready(READABLE)
+        assert leg._readable
+        turns.clear()
+        r.source.relay._round()
+        assert turns.count(leg) <= 2
+        await receive(conn.far, written)
+        await talks.end(conn)
+        await r.idle()
 
 
 async def test_any_answer_of_success_opens_it(monkeypatch):

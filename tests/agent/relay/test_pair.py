@@ -9,9 +9,11 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 
+import agent.relay.pair
+import agent.relay.pipes
 from agent.book import Book
 from agent.connections import Direction, Party, Security, Verdict
-from agent.relay.loop import EDGE, READ, WRITE, Relay
+from agent.relay.loop import EDGE, READ, READABLE, WRITE, Relay
 from agent.relay.pair import Pair
 from agent.relay.pipes import Pipes
 from tests.agent.relay import talks
@@ -211,6 +213,27 @@ async def test_the_caller_hangs_up_while_connecting():
         assert await receive_all(far) == b""
         far.close()
         assert await receive_all(conn.near) == b""
+
+
+async def test_bulk_has_one_turn_more_in_a_round_however_often_it_is_ready(monkeypatch):
+    monkeypatch.setattr(agent.relay.pair, "_TURN", 1)
+    monkeypatch.setattr(agent.relay.pair, "_SPLICES", 1)
+    monkeypatch.setattr(agent.relay.pipes, "CAPACITY", 4096)
+    async with joints() as j:
+        conn = await j.connect()
+        await soon(lambda: conn.near_entry.state == "open")
+        pair = conn.near_entry.carrier
+        turns = []
+        move = Pair._move
+        monkeypatch.setattr(Pair, "_move", lambda pair, side: turns.append(side) or move(pair, side))
+        conn.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**21)
+        await send(conn.near, bytes(2**18))
+        for _ in range(3):  # and nothing else runs meanwhile
+            pair._ready(pair._caller, READABLE)
+        turns.clear()
+        j.relay._round()
+        assert turns.count(pair._caller) <= 2
+        assert len(await receive(conn.far, 2**18)) == 2**18
 
 
 def test_pipes_are_few_and_clean():
