@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import resource
 
 CAPACITY = 2**20
 """Bytes asked for in a pipe: as many as an ordinary user may have. With fewer granted, splice moves fewer at once."""
 _KEPT = 16  # empty pipes kept for the next bulk flow
+_SHARE = 8  # of a worker's descriptors, one in so many: they are charged to no workload, and copying does as well
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
@@ -40,23 +42,30 @@ class Pipe:
 
 
 class Pipes:
-    """The pipes of a worker; a few empty ones are kept."""
+    """The pipes of a worker, of which there are only so many; a few empty ones are kept."""
 
     def __init__(self) -> None:
         self._spare: list[Pipe] = []
+        self._open = 0
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE // 2
 
     def take(self) -> Pipe | None:
         """An empty pipe; None when descriptors are short, and the flow goes on without."""
         if self._spare:
             return self._spare.pop()
+        if self._open >= self._most:
+            return None
         try:
-            return Pipe()
+            pipe = Pipe()
         except OSError:
             return None
+        self._open += 1
+        return pipe
 
     def give(self, pipe: Pipe) -> None:
         """Hand a pipe back."""
         if pipe.held or len(self._spare) >= _KEPT:
             pipe.close()
+            self._open -= 1
         else:
             self._spare.append(pipe)

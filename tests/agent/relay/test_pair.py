@@ -19,6 +19,7 @@ from agent.relay.pipes import Pipes
 from tests.agent.relay import talks
 from tests.agent.relay.rig import Conn, News, _Waiting, descriptors, receive, receive_all, reset, send, soon, wire
 from tests.agent.relay.test_plans import PLANS, Talk, carry_out
+from tests.agent.worker.test_listeners import no_descriptors_left
 
 MIB = 2**20
 BULK = bytes(i % 251 for i in range(5 * MIB))
@@ -247,6 +248,31 @@ def test_pipes_are_few_and_clean():
     assert taken[0] not in pipes._spare
     for pipe in pipes._spare:
         pipe.close()
+    assert descriptors() == before
+
+
+def test_pipes_take_a_share_of_the_descriptors_and_no_more():
+    before, pipes = descriptors(), Pipes()
+    pipes._most = 2
+    taken = [pipes.take(), pipes.take()]
+    assert pipes.take() is None
+    taken[0].held = 1
+    pipes.give(taken[0])  # which closes it
+    again = pipes.take()
+    assert again is not None
+    assert pipes.take() is None
+    again.close()
+    taken[1].close()
+    assert descriptors() == before
+
+
+def test_no_pipe_without_descriptors():
+    before, pipes = descriptors(), Pipes()
+    with no_descriptors_left():
+        assert pipes.take() is None
+    pipe = pipes.take()
+    assert pipe is not None
+    pipe.close()
     assert descriptors() == before
 
 
