@@ -133,7 +133,12 @@ class Outbound:
         identity = source.identity(snapshot.mesh.spec.trust_domain)
         entry.source = Party(workload, str(identity), entry.source.address)
         inside = source if self._inbound.inside(source) else None
-        match route(snapshot, *where, ours=ours, inside=inside):
+        try:
+            towards = route(snapshot, *where, ours=ours, inside=inside)
+        except OSError as error:
+            self._refuse(sock, entry, f"whose address that is cannot be asked: {error.strerror}", Verdict.FAILED)
+            return
+        match towards:
             case Refuse(reason):
                 self._refuse(sock, entry, reason)
             case Direct():
@@ -183,7 +188,7 @@ def _found(snapshot: Snapshot, workload: str) -> Workload | None:
 
 
 def ours(address: str) -> bool:
-    """Whether this machine has the address: only then can a socket be bound to it."""
+    """Whether this machine has the address: only then can a socket be bound to it. OSError for want of descriptors."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         try:
             probe.bind((address, 0))

@@ -112,17 +112,19 @@ class Resolver:
         try:
             where = original_destination(sock)
             named = self.namer.whose((peer[0], peer[1]), where)
+            workload = named.workload
+            skip = workload is not None and _skipped(snapshot, workload, where, named.uid)
+            passed = workload is None or skip
+            # As a rule would have done: a stranger who calls a workload of this node.
+            stranger = passed and (exactly(snapshot, *where) or (here(snapshot, *where) and ours(where[0])))
         except (NotRedirected, OSError, Unnameable) as error:
             entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, Party(address=endpoint(*peer[:2])))
             abort(sock)
             self._book.close(entry, Verdict.REFUSED, str(error))
             return
-        workload = named.workload
-        skip = workload is not None and _skipped(snapshot, workload, where, named.uid)
         if workload is not None and not skip:
             self._outbound.captured(snapshot, workload, sock, peer)
-        elif exactly(snapshot, *where) or (here(snapshot, *where) and ours(where[0])):
-            # As a rule would have done: a stranger who calls a workload of this node.
+        elif stranger:
             self._inbound.plaintext(snapshot, "", sock, peer)
         else:
             entry = self._book.enter(Direction.OUTBOUND, Security.PLAINTEXT, Party(address=endpoint(*peer[:2])))

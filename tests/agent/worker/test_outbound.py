@@ -26,6 +26,7 @@ from tests.agent.relay.rig import DB, WEB, News, receive, receive_all, send, soo
 from tests.agent.tunnel.node import Host, needs_marks
 from tests.agent.views import mesh, node, workload
 from tests.agent.worker.test_inbound import at
+from tests.agent.worker.test_listeners import no_descriptors_left
 
 pytestmark = needs_marks
 
@@ -346,6 +347,20 @@ async def test_a_neighbour_is_judged_and_entered_for_both_ends(towards):
         assert out.security is into.security is Security.LOCAL
         assert out.trace == into.trace
         assert (out.destination.workload, into.source.workload) == ("shop/local", "shop/web")
+
+
+async def test_without_a_descriptor_to_ask_whose_the_address_is(towards):
+    """The port is that of a workload of this node: it may be meant."""
+    async with scene(towards) as s:
+        s.put(mesh(), at(workload("local", "n1", ports=(8080,)), "127.0.0.1"))
+        s.aim(("192.0.2.1", 8080))
+        near, far = wire()
+        with no_descriptors_left():
+            s.one.outbound.captured(s.one.snapshot, "shop/web", far, ("127.0.0.3", 4711))
+        record = await s.one.closed()
+        assert record.verdict is Verdict.FAILED
+        assert record.reason == "whose address that is cannot be asked: Too many open files"
+        near.close()
 
 
 def test_which_addresses_are_ours():
