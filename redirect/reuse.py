@@ -19,14 +19,14 @@ IDENTITIES = "identity-ports"
 """The set of all workloads' capture ports."""
 
 _DROP = Count(), Verdict(Code.DROP)
-_TRANSLATED = Match(CT_STATUS, DNAT, DNAT)  # else somebody dials such a port, which is for the guard to refuse
+_TRANSLATED = Match(CT_STATUS, DNAT, DNAT)  # else it is the port of somebody else that was dialled
 _ANOTHERS = rule(IS_TCP, _TRANSLATED, Member((CT_TRANSLATED,), IDENTITIES), *_DROP, comment="another's connection")
 
 
 def of_workload(capture: Capture, desired: Desired) -> Iterator[Rule]:
     """What a workload's own SYN passes, and all other TCP of it; anything, when a trial is over."""
     accept = Verdict(Code.ACCEPT)
-    yield rule(IS_TCP, Match(CT_TRANSLATED, capture.port), accept)
+    yield rule(IS_TCP, _TRANSLATED, Match(CT_TRANSLATED, capture.port), accept)
     yield _ANOTHERS
     if desired.until is not None:
         yield rule(OVER, accept, comment="not confirmed in time")

@@ -23,7 +23,7 @@ STRANGER = 1002
 ENDS = [("10.77.0.1", "10.77.0.9"), ("fd77::1", "fd77::9")]
 
 
-def _dial(wire: Wire, uid: int, source: str, destination: str, patience: float = 5) -> socket.socket:
+def _dial(wire: Wire, uid: int, source: str, destination: str, patience: float = 5, port: int = 80) -> socket.socket:
     def dial() -> socket.socket:
         as_user(uid)
         sock = socket.socket(family(source))
@@ -31,7 +31,7 @@ def _dial(wire: Wire, uid: int, source: str, destination: str, patience: float =
         sock.bind((source, 40001))
         sock.settimeout(patience)
         try:
-            sock.connect((destination, 80))
+            sock.connect((destination, port))
         except OSError:
             sock.close()
             raise
@@ -95,6 +95,24 @@ def test_the_workload_does_not_go_out_in_clear(
         kernel.apply(DESIRED)
         with pytest.raises(TimeoutError):
             _dial(wire, 1001, source, destination, 0.5)
+        far.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            far.accept()
+
+
+@pytest.mark.parametrize(("source", "destination"), ENDS)
+def test_nor_to_a_port_that_has_the_number_of_its_own(
+    wire: Wire, kernel: Kernel, source: str, destination: str
+) -> None:
+    desired = replace(DESIRED, mesh=MESH | {(destination, WEB.port)})
+    kernel.apply(replace(desired, captures=(JOB,)))
+    far = in_namespace(wire.far, lambda: listener(family(source), destination, WEB.port))
+    far.settimeout(2)
+    with far, _agents(wire, source, WEB.port):
+        _reset(_dial(wire, 1001, source, destination, port=WEB.port), far)
+        kernel.apply(desired)
+        with pytest.raises(TimeoutError):
+            _dial(wire, 1001, source, destination, 0.5, WEB.port)
         far.settimeout(0.1)
         with pytest.raises(TimeoutError):
             far.accept()
