@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import structlog
 import trio
 from msgspec import structs
 
@@ -28,6 +29,8 @@ from agent.messages import (
     Tables,
 )
 from agent.node.starting import Process, Starter
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 QUEUE = 10_000
 """Messages that may wait: a hundred seconds of a busy mesh's changes."""
@@ -151,13 +154,22 @@ class Child:
         while True:
             while self._queue:
                 message, socks, give = self._queue.popleft()
+                fds: list[int] = []
                 try:
-                    # A listener that was closed again before its turn came has no descriptor any more.
+                    # A listener that was closed again before its turn came has no descriptor any more. One that is
+                    # closed while the worker is slow to take it must not be sent by a number that is another's by then.
                     if all(sock.fileno() >= 0 for sock in socks):
-                        await channel.send(message, [sock.fileno() for sock in socks])
+                        fds += [os.dup(sock.fileno()) for sock in socks]
+                        await channel.send(message, fds)
                 except (ChannelClosedError, ChannelBrokenError):
                     return  # the reader notices, and says how
+                except OSError as error:
+                    log.error("worker-not-told", pid=self.pid, why=error.strerror)
+                    self.kill()
+                    return
                 finally:
+                    for fd in fds:
+                        os.close(fd)
                     _close(socks if give else ())
             self._news = trio.Event()
             await self._news.wait()
@@ -222,5 +234,6 @@ async def _reap(process: Process) -> None:
 
 def _status(code: int | None) -> str:
     if code is not None and code < 0:
-        return f"by signal {signal.Signals(-code).name}"
+        known = -code in set(signal.Signals)  # of the real-time ones only the first and the last have a name
+        return f"by signal {signal.Signals(-code).name if known else -code}"
     return f"with status {code}"

@@ -100,7 +100,8 @@ async def main(mode: str, fd: int) -> None:
                     scopes[number] = trio.CancelScope()
                     nursery.start_soon(serve, message, socket.socket(fileno=fds[0]))
                 case Unlisten(number):
-                    scopes[number].cancel()
+                    if number in scopes:
+                        scopes[number].cancel()
                 case Namespaced(workloads):
                     facts["namespaced"] = workloads
                     if mode == "greedy":

@@ -308,6 +308,40 @@ async def test_one_that_lets_messages_pile_up_is_killed(made, nursery, monkeypat
     nursery.cancel_scope.cancel()
 
 
+async def test_a_listener_may_be_closed_while_a_worker_is_slow_to_take_it(made, nursery):
+    """What has its number by then is not the worker's to see."""
+    n = made()
+    n.workers.listen(Role.OUTBOUND, "shop/web", n.sock)
+    await nursery.start(n.workers.run, 1)
+    await n.until(lambda: n.workers.ready)
+    pid = n.workers.pids[0]
+    os.kill(pid, signal.SIGSTOP)
+    brief = socket.create_server(("127.0.0.1", 0))
+    listeners = [n.workers.listen(Role.OUTBOUND, "shop/brief", brief) for _ in range(600)]  # more than a channel holds
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    for listener in listeners:
+        n.workers.unlisten(listener)
+    brief.close()
+    os.kill(pid, signal.SIGCONT)
+    n.workers.trust(b"roots")
+    with trio.fail_after(20):
+        while (await n.ask())["roots"] != "roots":
+            pass
+    assert n.workers.pids == [pid]
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_ends_by_a_signal_without_a_name(made, nursery):
+    n = made()
+    await nursery.start(n.workers.run, 1)
+    await n.until(lambda: n.workers.ready)
+    with structlog.testing.capture_logs() as logs:
+        os.kill(n.workers.pids[0], signal.SIGRTMIN + 3)
+        await n.until(lambda: n.workers.restarts == 1)
+    assert f"by signal {signal.SIGRTMIN + 3}" in next(e["how"] for e in logs if e["event"] == "worker-died")
+    nursery.cancel_scope.cancel()
+
+
 async def test_one_without_a_program(made, nursery):
     n = made()
     n.workers._starter = Starter(command=("/nonexistent/python",))
