@@ -219,8 +219,9 @@ class Kernel:
         self._generation = after if after == before + 1 else None
 
     def _unchanged(self) -> bool:
-        with self._lock:
+        with self._lock, contextlib.suppress(Refused, OSError):
             return self._generation is not None and self._current_generation() == self._generation
+        return False
 
     def _current_generation(self) -> int:
         answer = self._nft.ask(SUBSYSTEM << 8 | _GET_GENERATION, _header(), "a look at the tables")

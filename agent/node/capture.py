@@ -26,6 +26,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _ERRORS = (CaptureError, NamespaceError, OSError)
 SETTLE = 2.0
 """Seconds that workers have to end what is captured no more; one that hangs does not keep its table."""
+AGAIN = 1.0
+"""Seconds until what the kernel refused is tried again, where no further news may come."""
+PACE, AT_ONCE = 0.1, 10
+"""Seconds for one look at the interfaces of a namespace, once so many were at once: who lives there may be able to
+change them without end, and all other namespaces wait meanwhile."""
 
 
 class StartError(Exception):
@@ -212,8 +217,12 @@ class Capture:
                 while True:
                     await trio.lowlevel.wait_readable(namespace.watch.fileno())
                     noticed = trio.current_time()  # a pass that goes on now is a part of the time without our rules
+                    unread = False
                     async with self._lock:
-                        news = await trio.to_thread.run_sync(namespace.watch.foreign)
+                        try:
+                            news = await trio.to_thread.run_sync(namespace.watch.foreign)
+                        except OSError as error:
+                            news, unread = [f"news cannot be read: {error.strerror}"], True
                         if news and namespace.applied:
                             self._changed.setdefault(namespace.place, noticed)
                             where = title(namespace.place)
@@ -223,6 +232,8 @@ class Capture:
                             else:
                                 log.error("capture-lost", place=where, why=self.problems[namespace.place])
                                 self._lost()
+                    if unread:
+                        await trio.sleep(AGAIN)
 
     def _put_back(self, place: str) -> None:
         """Say for how long others had changed the table, if they had."""
@@ -232,32 +243,44 @@ class Capture:
             log.warning("capture-restored", place=title(place), not_captured_for_seconds=round(took, 3))
 
     async def _watch_routes(self, namespace: Namespace) -> None:
+        known = True
         while True:
-            await trio.lowlevel.wait_readable(namespace.route_watch.fileno())
+            if known:
+                await trio.lowlevel.wait_readable(namespace.route_watch.fileno())
             async with self._lock:
-                if not await trio.to_thread.run_sync(namespace.route_watch.foreign) or not namespace.applied:
-                    continue
                 try:
-                    lost = await trio.to_thread.run_sync(namespace.reroute)
+                    news = await trio.to_thread.run_sync(namespace.route_watch.foreign)
+                    wanted = namespace.applied and (news or not known)
+                    lost = await trio.to_thread.run_sync(namespace.reroute) if wanted else []
                 except _ERRORS as error:
+                    known = False  # the news is read, and wakes nobody again
                     self._problem(namespace.place, error)
                     self._lost()
                 else:
+                    known = True
                     if lost:
                         log.warning("routing-restored", place=title(namespace.place), what="; ".join(lost))
+            if not known:
+                await trio.sleep(AGAIN)
 
     async def _watch_links(self, namespace: Namespace) -> None:
+        known, free = True, 0.0
         while True:
-            await trio.lowlevel.wait_readable(namespace.link_watch.fileno())
+            if known:
+                await trio.lowlevel.wait_readable(namespace.link_watch.fileno())
             async with self._lock:  # as everywhere: it may be left meanwhile, which closes what is looked at
                 try:
                     changed = await trio.to_thread.run_sync(namespace.look_out)
                 except _ERRORS as error:
+                    known = False
                     self._problem(namespace.place, error)
                     self._lost()
                 else:
+                    known = True
                     if changed:
                         self._emptied()
+            free = max(free, trio.current_time() - AT_ONCE * PACE) + PACE
+            await trio.sleep_until(free if known else trio.current_time() + AGAIN)
 
     # ---- namespaces
 
