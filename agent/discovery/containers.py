@@ -13,6 +13,7 @@ registered is a link of ours to the namespace, so that a container that starts a
 same to the centre, which need not be asked.
 """
 
+import errno
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -224,7 +225,11 @@ def described(container: Container, node: str, links: Path) -> Running:
         failing(mine.get("fail-mode", ""), node, account),
     )
     space, stations = (0, frozenset[Station]()) if own else (os.stat(netns).st_ino, container.network_settings.stations)
-    return Running(found, pid, _began(pid), space, netns, stations, container.id, frozenset(ports or ()))
+    # Last: whoever got the id of a container's process after the engine had named it began later than that.
+    began = _began(pid)
+    if int(began) / os.sysconf("SC_CLK_TCK") > container.heard:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return Running(found, pid, began, space, netns, stations, container.id, frozenset(ports or ()))
 
 
 def alive(running: Running) -> bool:

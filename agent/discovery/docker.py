@@ -3,6 +3,7 @@
 What comes back was partly written by whoever may start containers; every answer has a limit.
 """
 
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -99,6 +100,8 @@ class Container(msgspec.Struct, frozen=True, rename="pascal"):
     created: str = ""
     config: Config = Config()
     network_settings: Networks = Networks()
+    heard: float = math.inf
+    """When the engine had said so, in seconds since boot: not one of its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,9 @@ class Engine:
             resting.add(listed.id)
             if listed.state not in _RESTING:
                 try:
-                    found.append(await self._get(f"/containers/{quote(listed.id)}/json", Container))
+                    container = await self._get(f"/containers/{quote(listed.id)}/json", Container)
+                    heard = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    found.append(msgspec.structs.replace(container, heard=heard))
                 except _NotFoundError:
                     resting.remove(listed.id)  # it was removed meanwhile, and an event will say so
         running = sorted((c for c in found if c.state.pid > 0), key=lambda c: c.created)

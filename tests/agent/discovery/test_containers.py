@@ -1,10 +1,13 @@
 """Real containers of Podman, seen through its Docker API."""
 
 import os
+import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -15,7 +18,9 @@ from agent.discovery.found import Found, Seen
 from agent.discovery.tenants import Tenants
 from ca.resources.capture import FailMode
 from redirect.cgroup import mount_point
+from redirect.namespace import in_namespace
 from tests.agent.discovery.podman import Podman, podman
+from tests.redirect.conftest import namespace
 
 pytestmark = pytest.mark.slow
 
@@ -235,3 +240,18 @@ def test_names_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
     labels = {"culvert.io/name": "../../etc", "culvert.io/namespace": ".."}
     with pytest.raises((ValueError, OSError)):
         described(Container("x", "/x", State(os.getpid()), Config(labels)), "n1", tmp_path)
+
+
+def test_who_gets_the_id_of_its_process_later_is_not_the_container(tmp_path: Path) -> None:
+    with namespace() as name:
+        before = time.clock_gettime(time.CLOCK_BOOTTIME)
+        time.sleep(0.05)
+        with in_namespace(name, lambda: subprocess.Popen(["sleep", "60"])) as process:
+            try:
+                container = Container("x", "/x", State(process.pid), heard=before)
+                with pytest.raises(ProcessLookupError):
+                    described(container, "n1", tmp_path)
+                heard = time.clock_gettime(time.CLOCK_BOOTTIME)
+                assert described(msgspec.structs.replace(container, heard=heard), "n1", tmp_path).pid == process.pid
+            finally:
+                process.kill()
