@@ -4,6 +4,7 @@ import errno
 import struct
 
 from redirect.explain import explain
+from redirect.frames import attributes
 from redirect.netlink import ROUTE, Netlink, Refused
 
 _GET_LINK = 18
@@ -12,6 +13,10 @@ _GROUP = 1
 _ETHERNET, _UP = 1, 1
 """ARPHRD_ETHER and IFF_UP: what leads out of a container. Loopback is of another type, and so are most of the ends of
 tunnels that the kernel puts into each namespace; of gretap0 and erspan0, which are not, nobody makes use."""
+_HEADER = 16
+"""Bytes of an ifinfomsg, before its attributes."""
+_INFO, _PEERS_NAMESPACE, _KIND = 18, 37, 1
+"""IFLA_LINKINFO, IFLA_LINK_NETNSID, and of the former IFLA_INFO_KIND."""
 
 
 def listed(netlink: Netlink) -> list[bytes]:
@@ -61,4 +66,10 @@ class LinkWatch:
 
 def _leads_out(row: bytes) -> bool:
     kind, _, flags = struct.unpack_from("=HiI", row, 2)
-    return bool(kind == _ETHERNET and flags & _UP)
+    if kind != _ETHERNET or not flags & _UP:
+        return False
+    said = dict(attributes(row[_HEADER:]))
+    named = dict(attributes(said.get(_INFO, b""))).get(_KIND, b"").rstrip(b"\0")
+    if named == b"veth":
+        return _PEERS_NAMESPACE in said  # else both ends are here
+    return named != b"bridge"  # it leads where its ports do

@@ -32,9 +32,9 @@ INSIDE = Desired((desired.Capture("shop/box", Recognise(everything=True), 15001)
 @pytest.fixture
 def names() -> Iterator[tuple[str, str]]:
     """Two namespaces with an interface each."""
-    with namespace() as one, namespace() as other:
-        for name in (one, other):
-            ip(name, "link", "add", "eth0", "up", "type", "veth")
+    with namespace() as one, namespace() as other, namespace() as far:
+        for name, end in ((one, "one"), (other, "other")):
+            ip(name, "link", "add", "eth0", "up", "type", "veth", "peer", "name", end, "netns", far)
         yield one, other
 
 
