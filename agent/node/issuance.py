@@ -16,7 +16,7 @@ from agent.node.state import Membership, State
 from ca.client import Client, ClientError
 from ca.contract import SignResponse
 from ca.identity import NodeIdentity, parse
-from ca.x509 import CertificateError
+from ca.x509 import CertificateError, load_chain
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -77,6 +77,12 @@ class Issuance:
     async def trusted(self, pem: bytes) -> None:
         """The centre said which roots to trust."""
         if pem == self._roots:
+            return
+        try:
+            load_chain(pem)
+        except CertificateError as error:
+            # With them neither a worker nor the next start of this agent could go on.
+            log.error("roots-refused", error=str(error))
             return
         self._roots = pem
         self._trust(pem)
