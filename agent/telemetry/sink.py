@@ -34,6 +34,8 @@ class Sink:
         self._queued, self._taken = 0, 0  # lines; each is counted up by one thread only
         self._dropped = 0
         self._lost = 0
+        self._torn = False
+        """Whether the last line that was written is but half there, which must not swallow the next."""
         self._fd = self._open()
         self._thread = threading.Thread(target=self._run, name=f"sink {path}", daemon=True)
         self._thread.start()
@@ -72,16 +74,18 @@ class Sink:
                 with contextlib.suppress(OSError):
                     fresh = self._open()
                     os.close(fd)
-                    fd = fresh
+                    fd, self._torn = fresh, False
             elif isinstance(item, tuple):
                 self._put(fd, *item)
         os.close(fd)
 
     def _put(self, fd: int, lines: bytes, count: int) -> None:
-        rest = memoryview(lines)
+        rest = memoryview(b"\n" + lines if self._torn else lines)
         try:
             while rest:
-                rest = rest[os.write(fd, rest) :]
+                done = os.write(fd, rest)
+                self._torn = rest[done - 1] != ord("\n")
+                rest = rest[done:]
         except OSError:
             self._lost += count
         self._taken += count

@@ -1,5 +1,7 @@
 import os
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,23 @@ def test_lines_that_come_together_count_each(tmp_path):
 def test_one_that_cannot_be_opened(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         Sink(str(tmp_path / "none" / "log"))
+
+
+def test_a_line_that_a_full_disk_cut_short_does_not_spoil_the_next(tmp_path):
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", tmp_path], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"mount: {mount.stderr.strip()}")
+    try:
+        sink = Sink(str(tmp_path / "log"))
+        sink.write(b"x" * 5000 + b"\n")
+        end = time.monotonic() + 10
+        while not sink.dropped:
+            assert time.monotonic() < end
+        subprocess.run(["mount", "-o", "remount,size=64k", tmp_path], check=True)
+        sink.write(b"one\n")
+        sink.write(b"two\n")
+        sink.close()
+        assert lines(tmp_path / "log") == [b"x" * 4096, b"one", b"two"]
+        assert sink.dropped == 1
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
