@@ -113,10 +113,15 @@ class RunningMesh:
         node = self.nodes[name] = Node(name, machine, directory, settings=dict(self.agents))
         return node, (await self._call(self._client.create_token(TokenRequest(name, seconds)))).token
 
-    async def add(self, name: str, machine: Machine) -> Node:
-        """A node that has joined and whose agent runs."""
+    async def join(self, name: str, machine: Machine) -> Node:
+        """A node that has joined and whose agent does not run yet."""
         node, token = await self.invite(name, machine)
         await self.on(node, "agent", "join", token)
+        return node
+
+    async def add(self, name: str, machine: Machine) -> Node:
+        """A node that has joined and whose agent runs."""
+        node = await self.join(name, machine)
         await self.start_agent(node)
         return node
 

@@ -41,10 +41,10 @@ echo '{{"attempted": '$i', "carried": '$carried', "refused": '$refused'}}' >/out
 mv /out/new /out/told
 """
 _KNOCK = """
-import json, socket, select, sys, time
-port, seconds, *addresses = sys.argv[1:]
-end, attempts, heard = time.monotonic() + float(seconds), 0, 0
-while time.monotonic() < end:
+import json, os, select, socket, sys, time
+port, enough, *addresses = sys.argv[1:]
+attempts, heard = 0, 0
+while not os.path.exists(enough):
     calls = []
     for address in addresses:
         call = socket.socket()
@@ -71,8 +71,8 @@ print(json.dumps({"attempts": attempts, "heard": heard}))
 """
 _EAGER = "for each in /proc/sys/net/ipv4/neigh/*/retrans_time_ms; do echo 10 >$each; done"
 """That a machine asks for a new station's card all the time: else strangers come too late to find it unguarded."""
-PACE = 3.0
-"""Seconds that one restart takes at most, and the rest behind it."""
+REST, AFTER = 0.75, 3.0
+"""Seconds that strangers go on calling behind each restart, and behind the last of all."""
 STRICT = '{"kind": "Mesh", "metadata": {"name": "mesh"}, "spec": {"trustDomain": "demo.example", "mode": "STRICT"}}'
 WAIT = 12
 """Seconds after which an attempt is given up, and is neither carried nor refused: more than the kernel's first three
@@ -147,21 +147,26 @@ class Box:
             heard.append(ran.output.decode().strip())
         return heard[0], heard[1]
 
-    async def knocked(self, seconds: float, *addresses: str) -> dict[str, int]:
-        """What strangers on both machines got who called these addresses all the time: how many attempts, and how many
-        of them were answered by a container's program."""
-        words = [programs.SYSTEM_PYTHON, "-c", _KNOCK, str(SERVED), str(seconds), *addresses]
-        found: list[dict[str, int]] = []
+    @asynccontextmanager
+    async def knocking(self, *addresses: str) -> AsyncIterator[dict[str, int]]:
+        """What strangers on both machines get who call these addresses all the time, for the block and a little longer:
+        how many attempts, and how many of them were answered by a container's program. Told at its end."""
+        enough = self.two.lab.directory / "enough"
+        words = [programs.SYSTEM_PYTHON, "-c", _KNOCK, str(SERVED), str(enough), *addresses]
+        found = {"attempts": 0, "heard": 0}
 
         async def knock(place: Place) -> None:
-            ran = await programs.run(place, words, seconds + 20)
+            ran = await programs.run(place, words, 60)
             assert ran.ok, ran.errors
-            found.append(json.loads(ran.output))
+            for key, count in json.loads(ran.output).items():
+                found[key] += count
 
         async with trio.open_nursery() as nursery:
             for node in (self.two.one, self.two.two):
                 nursery.start_soon(knock, Place(node.machine.namespace, STRANGER))
-        return {key: sum(one[key] for one in found) for key in ("attempts", "heard")}
+            yield found
+            await trio.sleep(AFTER)
+            enough.touch()
 
     async def knocked_at_while_it_restarts(self, times: int, address: str = "") -> dict[str, int]:
         """What strangers got who called it all the time, under STRICT: at the address that it keeps, or at all that it
@@ -173,20 +178,13 @@ class Box:
 
         assert await soon(strict)
         await programs.run(Place(self.two.one.machine.namespace), ["sh", "-c", _EAGER])
-        found: list[dict[str, int]] = []
         addresses = [address] if address else [str(a) for a in list(ip_network(SUBNET).hosts())[1:40]]
-
-        async def knock() -> None:
-            found.append(await self.knocked(times * PACE, *addresses))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(knock)
+        async with self.knocking(*addresses) as found:
             for _ in range(times):
-                with trio.fail_after(2 * PACE):
+                with trio.fail_after(6):
                     await self.restart()
-                await trio.sleep(PACE / 4)
-            assert not found, "it was restarted more slowly than it was called"
-        return found[0]
+                await trio.sleep(REST)
+        return found
 
     async def known(self, name: str) -> bool:
         """Whether the machine's table knows a container to be nobody's, or does soon."""
@@ -243,16 +241,14 @@ async def open_box(
     """The machine and its engine, with the right to register containers, and the container `box`, enrolled and
     captured, `serves` says whether also at its port; `attempts` is how often it dials when it starts, and `address` one
     that it keeps; `settings` are further ones of the machine's agent."""
-    async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
+    async with pair(runs=("two",)) as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
         with podman(tuple(Place(two.one.machine.namespace).command([]))) as engine, engine.network(SUBNET) as network:
             await trio.to_thread.run_sync(engine.serve)
-            assert two.one.process
-            await two.one.process.end()
             two.one.settings["CULVERT_AGENT_DISCOVERY_CONTAINERS"] = str(engine.socket)
             two.one.settings.update(settings)
             await two.mesh.start_agent(two.one)
             may = json.dumps({"namespaces": ["found"], "addresses": [SUBNET]})
-            await two.mesh.operator("apply", "-f", "-", stdin=MAY.format("one", may))
+            await two.mesh.apply(MAY.format("one", may))
             await two.apply(workload("api", "two", {"uid": API}, PORT))
             await two.enrol("api")
             out = engine.directory / "out"

@@ -1,7 +1,7 @@
 """One mesh of two machines, as the tests of the agent want it."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -118,15 +118,21 @@ def workload(
 
 
 @asynccontextmanager
-async def pair(centre_settings: dict[str, str] | None = None) -> AsyncIterator[Pair]:
-    """A mesh as `Pair` says, for the time of the block."""
+async def pair(
+    centre_settings: dict[str, str] | None = None, runs: Collection[str] = ("one", "two")
+) -> AsyncIterator[Pair]:
+    """A mesh as `Pair` says, for the time of the block. Both nodes have joined, and the agents of those in `runs` run:
+    the others are started by whoever has settings for them."""
     async with open_lab() as lab:
         centre, one, two = (lab.topology.machine(n) for n in ("centre", "one", "two"))
         pod = lab.topology.pod(two, "pod")
         mesh = make_mesh(lab, centre)
         mesh.settings.update(centre_settings or {})
         await mesh.found()
-        made = Pair(lab, mesh, await mesh.add("one", one), await mesh.add("two", two), pod)
+        async with trio.open_nursery() as nursery:
+            for machine, name in ((one, "one"), (two, "two")):
+                nursery.start_soon(mesh.add if name in runs else mesh.join, name, machine)
+        made = Pair(lab, mesh, mesh.nodes["one"], mesh.nodes["two"], pod)
         await made.apply(
             workload("web", "one", {"uid": WEB}),
             workload("api", "two", {"uid": API}, 9090),

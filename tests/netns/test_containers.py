@@ -20,17 +20,14 @@ CALL = "import socket, sys; s = socket.create_connection((sys.argv[1], 7001), 5)
 
 
 async def test_a_container_is_found_captured_and_followed_over_a_restart() -> None:
-    async with pair() as two:
+    async with pair(runs=("one",)) as two:
         with podman(tuple(Place(two.two.machine.namespace).command([]))) as engine:
             await trio.to_thread.run_sync(engine.serve)
-            process = two.two.process
-            assert process
-            await process.end()
             two.two.settings["CULVERT_AGENT_DISCOVERY_CONTAINERS"] = str(engine.socket)
             await two.mesh.start_agent(two.two)
             for name in ("one", "two"):
                 may = json.dumps({"namespaces": ["found"]})
-                await two.mesh.operator("apply", "-f", "-", stdin=MAY.format(name, may))
+                await two.mesh.apply(MAY.format(name, may))
             write(two.one, "caller", CALLER)
             place = f"--network=ns:{two.pod.namespace.path}"
             marks = {"namespace": "found", "labels": "mesh=on", "service_account": "box", "address": two.pod.address}
@@ -40,7 +37,7 @@ async def test_a_container_is_found_captured_and_followed_over_a_restart() -> No
             assert "is in no network from which the node may give addresses (none)" in row["why"]
 
             may = json.dumps({"namespaces": ["found"], "addresses": [f"{two.pod.address}/32"]})
-            await two.mesh.operator("apply", "-f", "-", stdin=MAY.format("two", may))
+            await two.mesh.apply(MAY.format("two", may))
             assert await becomes(lambda: registered(two), ["box-two", "caller"], 3)
             assert await becomes(lambda: two.captured(two.two), {"found/box-two": 0}, 3)
             (row,) = (await two.ask(two.two, "discovered"))["rows"]

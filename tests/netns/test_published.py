@@ -20,20 +20,18 @@ MESH = '{{"kind": "Mesh", "metadata": {{"name": "mesh"}}, "spec": {{"trustDomain
 
 
 async def test_a_published_port_is_plaintext_and_judged_as_such() -> None:
-    async with pair() as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
+    async with pair(runs=("two",)) as two, sniff(two.lab.topology, two.one.machine.port) as sniffer:
         with podman(tuple(Place(two.one.machine.namespace).command([]))) as engine, engine.network(SUBNET) as network:
             await trio.to_thread.run_sync(engine.serve)
-            assert two.one.process
-            await two.one.process.end()
             two.one.settings["CULVERT_AGENT_DISCOVERY_CONTAINERS"] = str(engine.socket)
             await two.mesh.start_agent(two.one)
             may = json.dumps({"namespaces": ["found"], "addresses": [SUBNET]})
-            await two.mesh.operator("apply", "-f", "-", stdin=MAY.format(may))
+            await two.mesh.apply(MAY.format(may))
             options = (f"--network={network}", f"--publish={PUBLISHED}:{PORT}")
             command = ("nc", "-ll", "-p", str(PORT), "-e", "/bin/busybox", "echo", GREETING)
             marks = {"namespace": "found", "labels": "mesh=on", "ports": str(PORT)}
             await trio.to_thread.run_sync(lambda: engine.run("box", *options, command=command, **marks))
-            assert await soon(lambda: _captured(two), 10), two.one.process.tail()
+            assert await soon(lambda: _captured(two), 10), two.one.process and two.one.process.tail()
             await two.enrol("api")
             found = json.loads(await trio.to_thread.run_sync(lambda: engine("inspect", "box")))
             (at,) = found[0]["NetworkSettings"]["Networks"].values()

@@ -60,13 +60,16 @@ class Podman:
 
     @contextlib.contextmanager
     def network(self, subnet: str) -> Iterator[str]:
-        """A bridge network for the time of the block; its name."""
+        """A bridge network for the time of the block; its name. Its containers end with it, at once: a shell that is
+        its container's first program hears no SIGTERM, and would be waited for."""
         name = self.directory.name  # addresses are lent by name, from a list that the whole machine shares
         self("network", "create", "--subnet", subnet, name)
         try:
             yield name
         finally:
-            subprocess.run(self._command("network", "rm", "--force", name), capture_output=True, timeout=60)
+            subprocess.run(
+                self._command("network", "rm", "--force", "--time", "0", name), capture_output=True, timeout=60
+            )
 
     def serve(self) -> None:
         """The API, until `rest`."""
