@@ -24,12 +24,12 @@ _ANOTHERS = rule(IS_TCP, _TRANSLATED, Member((CT_TRANSLATED,), IDENTITIES), *_DR
 
 
 def of_workload(capture: Capture, desired: Desired) -> Iterator[Rule]:
-    """What a workload's own SYN passes, and all other TCP of it; anything, when a trial is over."""
+    """What a workload's own SYN passes, and all other TCP of it; any, when a trial is over."""
     accept = Verdict(Code.ACCEPT)
     yield rule(IS_TCP, _TRANSLATED, Match(CT_TRANSLATED, capture.port), accept)
     yield _ANOTHERS
     if desired.until is not None:
-        yield rule(OVER, accept, comment="not confirmed in time")
+        yield rule(OVER, IS_TCP, accept, comment="not confirmed in time")
     yield from taken(desired, Match(CT_STATUS, SEEN_REPLY, SEEN_REPLY), *_DROP, comment="older than its capture")
     yield rule(IS_TCP, accept)
 
