@@ -64,6 +64,8 @@ class Capture:
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._past: list[Counters] = []
+        self._moved: dict[str, set[str]] = {}
+        # By place that was left: the workloads of which workers have sockets made there, good for no other namespace.
         self._changed: dict[str, float] = {}
         # By place: since when its table is not ours, because somebody else has changed it.
         self.restored, self.not_captured = 0, 0.0
@@ -289,7 +291,6 @@ class Capture:
         known = self._namespaces.get(place)
         if known and known.standing == now:
             return known
-        inside = {spot.workload for spot in known.sockets} if known else set()
         if known:
             log.info("namespace-replaced", place=place)
             self._leave(place)
@@ -299,7 +300,7 @@ class Capture:
         except _ERRORS as error:
             self._problem(place, error)
             return None
-        for workload in inside:
+        for workload in self._moved.pop(place, ()):
             self._workers.restock(workload)
         return namespace
 
@@ -350,6 +351,7 @@ class Capture:
     def _leave(self, place: str) -> None:
         namespace = self._namespaces.pop(place)
         self._changed.pop(place, None)
+        self._moved[place] = {spot.workload for spot in namespace.sockets if spot.workload}
         if scope := self._watches.pop(place, None):
             scope.cancel()
         for spot in namespace.sockets:

@@ -38,6 +38,7 @@ from agent.messages import (
     View,
 )
 from agent.node.child import Child
+from agent.node.namespace import standing
 from agent.node.starting import Starter
 from agent.node.turning_away import turn_away
 from agent.node.view import Change, MeshView, whole
@@ -352,6 +353,7 @@ class Workers:
         family = socket.AddressFamily(wanted.family)
         told = False
         while not child.gone and self._namespaced.get(wanted.workload) == place:
+            before = standing(place)
             try:
                 socks = await trio.to_thread.run_sync(
                     in_namespace, place, lambda: _spoofers(family, self._marks.spoof, count)
@@ -364,8 +366,10 @@ class Workers:
                     return  # and nobody can dial it by that family either
                 await trio.sleep(STOCK_PAUSE)
             else:
-                child.say(Stock(wanted.workload, wanted.family), socks, give=True)
-                return
+                if standing(place) == before:
+                    child.say(Stock(wanted.workload, wanted.family), socks, give=True)
+                    return
+                close(socks)  # of the namespace that it was in
 
 
 def _spoofers(family: socket.AddressFamily, mark: int, count: int) -> list[socket.socket]:

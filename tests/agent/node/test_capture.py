@@ -1,6 +1,7 @@
 """Namespaces that change while they are captured in."""
 
 import errno
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from agent.messages import Stock, StockWanted
+from agent.node import workers as workers_module
 from agent.node.capture import Capture
 from agent.node.namespace import Namespace
 from agent.node.starting import Starter
@@ -20,6 +23,7 @@ from redirect import desired
 from redirect.desired import Desired, Recognise
 from redirect.explain import explain
 from redirect.kernel import Kernel
+from redirect.namespace import in_namespace
 from redirect.netlink import Refused
 from redirect.route_watch import RouteWatch
 from redirect.watch import Watch
@@ -185,3 +189,63 @@ async def test_routing_is_put_back_although_that_failed_once(
         assert ip(names[0], "rule") != rules
         await _soon(lambda: bool(ip(names[0], "rule") == rules))
         assert len(calls) > 1
+
+
+async def test_sockets_of_a_namespace_that_was_left_are_replaced_when_there_is_another(
+    names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if there is none for a while, as between two lives of a container."""
+    told: list[str] = []
+    monkeypatch.setattr(Workers, "restock", lambda self, workload: told.append(workload))
+    workers = Workers("node", (0, 0), MARKS, MeshView(Snapshot("node")), print, lambda: None, Starter(()))
+    capture = Capture(workers, MARKS, (), 0)
+    place = tmp_path / "place"
+    place.symlink_to(f"/run/netns/{names[0]}")
+    async with trio.open_nursery() as nursery:
+        await capture.start(nursery, 0)
+        assert await capture.widen({str(place): INSIDE}, ()) == {"shop/box"}
+        place.unlink()
+        assert await capture.widen({str(place): INSIDE}, ()) == set()
+        assert told == []
+        place.symlink_to(f"/run/netns/{names[1]}")
+        for _ in range(2):
+            assert await capture.widen({str(place): INSIDE}, ()) == {"shop/box"}
+            assert told == ["shop/box"]
+        nursery.cancel_scope.cancel()
+    capture.close()
+
+
+async def test_sockets_are_of_the_namespace_that_the_name_leads_to_when_they_are_given(
+    names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.symlink_to(f"/run/netns/{names[0]}")
+    spoofers, made = workers_module._spoofers, list[socket.socket]()
+
+    def moved(family: socket.AddressFamily, mark: int, count: int) -> list[socket.socket]:
+        if not made:
+            place.unlink()
+            place.symlink_to(f"/run/netns/{names[1]}")
+        made.extend(found := spoofers(family, mark, count))
+        return found
+
+    class Receiver:
+        gone = False
+
+        def say(self, message: Stock, socks: list[socket.socket], give: bool) -> None:
+            self.got = message, [_namespace_of(sock) for sock in socks]
+
+    monkeypatch.setattr(workers_module, "_spoofers", moved)
+    workers = Workers("node", (0, 0), MARKS, MeshView(Snapshot("node")), print, lambda: None, Starter(()))
+    workers.namespaced({"shop/box": str(place)})
+    receiver = Receiver()
+    await workers._stock(receiver, StockWanted("shop/box", socket.AF_INET, 2))  # type: ignore[arg-type] # all it asks
+    there = in_namespace(names[1], socket.socket)
+    assert receiver.got == (Stock("shop/box", socket.AF_INET), [_namespace_of(there)] * 2)
+    assert [sock.fileno() for sock in made[:2]] == [-1, -1]
+    for sock in (there, *made):
+        sock.close()
+
+
+def _namespace_of(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.SOL_SOCKET, 71, 8)  # SO_NETNS_COOKIE
