@@ -249,7 +249,7 @@ async def open_box(
             await two.mesh.start_agent(two.one)
             may = json.dumps({"namespaces": ["found"], "addresses": [SUBNET]})
             await two.mesh.apply(MAY.format("one", may))
-            await two.apply(workload("api", "two", {"uid": API}, PORT))
+            await two.apply(workload("api", "two", {"uid": API}, PORT, source_address="agent"))
             await two.enrol("api")
             out = engine.directory / "out"
             out.mkdir()
