@@ -25,8 +25,9 @@ set -e
 box=$1; shift
 mount -t tmpfs -o mode=755 box "$box/disk"
 mkdir "$box/disk/upper" "$box/disk/work" "$box/disk/root"
-cp -a "$box/files/." "$box/disk/upper/"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$box/disk/upper,workdir=$box/disk/work" "$box/disk/root"
+rm -rf "$box/disk/root/etc/culvert" "$box/disk/root/var/lib/culvert"  # what this machine is in a mesh of its own
+cp -a "$box/files/." "$box/disk/root/"
 for group in "$@"; do
     [ "$group" = -- ] && break
     mkdir -p "$group"; echo 0 > "$group/cgroup.procs"
