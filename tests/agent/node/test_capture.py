@@ -55,13 +55,9 @@ async def test_a_namespace_may_be_left_while_its_interfaces_are_looked_at(
         return look_out(self)
 
     monkeypatch.setattr(Namespace, "look_out", slowly)
-    workers = Workers("node", (0, 0), MARKS, MeshView(Snapshot("node")), print, lambda: None, Starter(()))
-    capture = Capture(workers, MARKS, (), 0)
     place = tmp_path / "place"
     place.symlink_to(f"/run/netns/{names[0]}")
-    async with trio.open_nursery() as nursery:
-        await capture.start(nursery, 0)
-        assert await capture.widen({str(place): INSIDE}, ()) == {"shop/box"}
+    async with _captured(place) as (capture, _):
         ip(names[0], "link", "delete", "eth0")
         with trio.fail_after(5):
             await looking.wait()
@@ -70,20 +66,18 @@ async def test_a_namespace_may_be_left_while_its_interfaces_are_looked_at(
         assert await capture.widen({str(place): INSIDE}, ()) == {"shop/box"}
         await trio.sleep(0.5)
         assert await capture.inside() == {"shop/box"}
-        nursery.cancel_scope.cancel()
-    capture.close()
 
 
 @asynccontextmanager
-async def _captured(name: str) -> AsyncIterator[tuple[Capture, list[str]]]:
-    """The namespace is captured in; with what was called."""
+async def _captured(name: str | Path) -> AsyncIterator[tuple[Capture, list[str]]]:
+    """The namespace, by its name or a path that leads there, is captured in; with what was called."""
     workers = Workers("node", (0, 0), MARKS, MeshView(Snapshot("node")), print, lambda: None, Starter(()))
     called: list[str] = []
     lost, emptied = (lambda: called.append("lost")), (lambda: called.append("emptied"))
     capture = Capture(workers, MARKS, (), 0, lost, emptied)
     async with trio.open_nursery() as nursery:
         await capture.start(nursery, 0)
-        assert await capture.widen({f"/run/netns/{name}": INSIDE}, ()) == {"shop/box"}
+        assert await capture.widen({str(Path("/run/netns", name)): INSIDE}, ()) == {"shop/box"}
         yield capture, called
         nursery.cancel_scope.cancel()
     capture.close()
@@ -172,6 +166,7 @@ async def test_news_that_cannot_be_read_count_as_a_change(
             _failing_once(monkeypatch, owner, method, OSError(errno.ENOMEM, "no memory"))
         nft(names[0], "delete table inet culvert")
         await _soon(lambda: bool(capture.restored))
+        assert "table inet culvert" in nft(names[0], "list", "tables")
 
 
 @pytest.mark.parametrize("owner", [RouteWatch, Namespace])
@@ -197,13 +192,9 @@ async def test_sockets_of_a_namespace_that_was_left_are_replaced_when_there_is_a
     """Also if there is none for a while, as between two lives of a container."""
     told: list[str] = []
     monkeypatch.setattr(Workers, "restock", lambda self, workload: told.append(workload))
-    workers = Workers("node", (0, 0), MARKS, MeshView(Snapshot("node")), print, lambda: None, Starter(()))
-    capture = Capture(workers, MARKS, (), 0)
     place = tmp_path / "place"
     place.symlink_to(f"/run/netns/{names[0]}")
-    async with trio.open_nursery() as nursery:
-        await capture.start(nursery, 0)
-        assert await capture.widen({str(place): INSIDE}, ()) == {"shop/box"}
+    async with _captured(place) as (capture, _):
         place.unlink()
         assert await capture.widen({str(place): INSIDE}, ()) == set()
         assert told == []
@@ -211,8 +202,6 @@ async def test_sockets_of_a_namespace_that_was_left_are_replaced_when_there_is_a
         for _ in range(2):
             assert await capture.widen({str(place): INSIDE}, ()) == {"shop/box"}
             assert told == ["shop/box"]
-        nursery.cancel_scope.cancel()
-    capture.close()
 
 
 async def test_sockets_are_of_the_namespace_that_the_name_leads_to_when_they_are_given(
